@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shapes and glyphs: rendered training data and the exact test of it."""

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompt templates of Qwen-Image-2.1, as raw strings.
+
+Strings are tokenized as they stand: a chat-template render would tokenize
+differently. The system turn's tokens are dropped after encoding.
+"""
+
+SYSTEM = (
+  "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
+)
+HEADER = "<|im_start|>user\n"
+FOOTER = "<|im_end|>\n<|im_start|>assistant\n"
+IMAGE = "<image{number}><|vision_start|><|image_pad|><|vision_end|>"
+IMAGE_PAD = "<|image_pad|>"
+SPECIAL_TOKENS = (
+  "<|im_start|>",
+  "<|im_end|>",
+  "<|vision_start|>",
+  "<|vision_end|>",
+  IMAGE_PAD,
+)
+
+
+def render(prompt: str, num_references: int = 0) -> str:
+  """The full prompt, with one `<|image_pad|>` per reference image.
+
+  References come first, `<image1>...` upwards, joined by spaces and followed
+  directly by the prompt. An empty prompt becomes one space.
+  """
+  images = " ".join(
+    IMAGE.format(number=i + 1) for i in range(num_references)
+  )
+  return f"{SYSTEM}{HEADER}{images}{prompt or ' '}{FOOTER}"
