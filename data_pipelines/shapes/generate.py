@@ -31,6 +31,8 @@ from data_pipelines.shapes.scene import Scene
 VERSION = 1
 
 _CHUNK = 64
+# A process takes as long to start as about this many records to draw.
+_RECORDS_PER_WORKER = 1000
 _SECONDS_BETWEEN_LINES = 2.0
 _TASK_SEEDS = {"t2i": 0, "ti2i": 1}
 
@@ -138,8 +140,12 @@ def sample(
   rng = np.random.default_rng([options.seed, _TASK_SEEDS[task], index])
   weights = options.size_weights or [1.0] * len(options.sizes)
   size = options.sizes[_draw(rng, weights)]
-  mixture = options.kinds if task == "t2i" else options.edit_kinds
-  drawn = list(mixture)[_draw(rng, list(mixture.values()))]
+  if task == "t2i":
+    known, mixture = vocab.T2I_KINDS, options.kinds
+  else:
+    known, mixture = vocab.EDIT_KINDS, options.edit_kinds
+  # In the vocabulary's order: the order of a dict is no option.
+  drawn = known[_draw(rng, [mixture.get(k, 0) for k in known])]
   draw = prompts.sample_split if task == "t2i" else edits.sample_edit_split
   return draw(kind or drawn, options.split, rng), size
 
@@ -193,8 +199,7 @@ def _chunk(options: Options, start: int) -> list[records.Record]:
 def _records(options: Options, workers: int) -> Iterator[records.Record]:
   starts = range(0, options.t2i + options.edits, _CHUNK)
   make = functools.partial(_chunk, options)
-  # A process takes as long to start as a thousand records to draw.
-  useful = math.ceil(len(starts) * _CHUNK / 1000)
+  useful = math.ceil(len(starts) * _CHUNK / _RECORDS_PER_WORKER)
   workers = min(workers or os.cpu_count() or 1, useful)
   if workers <= 1:
     yield from itertools.chain.from_iterable(map(make, starts))

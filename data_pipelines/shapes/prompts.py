@@ -102,7 +102,7 @@ def jittered(
   rng: np.random.Generator, centre: tuple[float, float], size: float
 ) -> dict[str, float]:
   """Returns x, y and size of an item, each moved by a few percent."""
-  dx, dy, ds = rng.uniform(-1, 1, 3)
+  dx, dy, ds = rng.uniform(-1, 1, 3).tolist()
   x, y = centre
   return {
     "x": x + _JITTER * dx,
@@ -127,7 +127,7 @@ def _noun_phrase(thing: dict[str, str]) -> str:
 
 def _single(rng: np.random.Generator) -> Example:
   thing = _coloured_shape(rng)
-  centre = tuple(rng.uniform(0.22, 0.78, 2))
+  centre = tuple(rng.uniform(0.22, 0.78, 2).tolist())
   item = Item(**thing, **jittered(rng, centre, SHAPE_SIZE))
   return Example(
     "single", _noun_phrase(thing), {"objects": [thing]}, Scene((item,))

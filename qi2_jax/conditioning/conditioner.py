@@ -15,7 +15,7 @@ import numpy as np
 
 from qi2_jax.conditioning import encoder as encoder_lib
 from qi2_jax.conditioning.layout import build_layout, num_slots
-from qi2_jax.models.condition import Conditioning
+from qi2_jax.models.condition import Conditioning, Layout
 from qi2_jax.models.vae import VAE
 
 
@@ -45,7 +45,8 @@ class Conditioner:
       target: (height, width) of the target in pixels.
 
     Returns:
-      dict of `ids`, `ids_valid`, `layout` and `references` (tuple of uint8).
+      dict of `ids`, `ids_valid`, `layout` (the fields of `Layout`) and
+      `references` (tuple of uint8).
     """
     grids = [
       (r.shape[0] // self.factor, r.shape[1] // self.factor)
@@ -66,9 +67,17 @@ class Conditioner:
     return {
       "ids": padded,
       "ids_valid": np.arange(len(padded)) < len(ids),
-      "layout": layout,
+      "layout": {
+        field.name: getattr(layout, field.name)
+        for field in dataclasses.fields(layout)
+      },
       "references": tuple(references),
     }
+
+  def encode_text(self, batch) -> jax.Array:
+    """Device half of the text: states without the system turn `[B, T, C]`."""
+    states = self.encoder.states(batch["ids"], batch["ids_valid"])
+    return states[:, encoder_lib.num_system_tokens(self.encoder) :]
 
   def encode(self, vae: VAE, vae_variables, batch) -> Conditioning:
     """Device half: a batch of `host` dicts to `Conditioning`.
@@ -78,9 +87,8 @@ class Conditioner:
       vae_variables: its variables.
       batch: stacked `host` arrays.
     """
-    states = self.encoder.states(batch["ids"], batch["ids_valid"])
-    system = encoder_lib.num_system_tokens(self.encoder)
-    size = states.shape[0]
+    text = self.encode_text(batch)
+    size = text.shape[0]
     latents = [
       encode_images(vae, vae_variables, image).reshape(
         size, -1, vae.config.z_dim
@@ -89,9 +97,9 @@ class Conditioner:
     ]
     empty = jnp.zeros((size, 0, vae.config.z_dim), jnp.float32)
     return Conditioning(
-      text_BTC=states[:, system:],
+      text_BTC=text,
       references_BRZ=jnp.concatenate([empty, *latents], axis=1),
-      layout=batch["layout"],
+      layout=Layout(**batch["layout"]),
     )
 
 

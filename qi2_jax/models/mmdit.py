@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from qi2_jax.errors import InputError
 from qi2_jax.models import attention, layers, rope
-from qi2_jax.models.condition import Conditioning
+from qi2_jax.models.condition import Conditioning, Layout
 from qi2_jax.parallel.sharding import constrain
 
 VARIANTS = {
@@ -370,3 +370,17 @@ SHARDING_RULES = (
   (r"(.*/)?(img_in|in_layer|out_layer|linear_[12]|modulation|norm_out)/kernel",
    (None, "fsdp")),
 )  # fmt: skip
+
+
+def init_params(model: MMDiT, key: jax.Array) -> dict:
+  """Fresh parameters; their shapes do not depend on any sequence length."""
+  cfg = model.config
+  one = jnp.zeros((1, 1), jnp.int32)
+  positions = jnp.zeros((1, 1, 3), jnp.int32)
+  cond = Conditioning(
+    text_BTC=jnp.zeros((1, 1, cfg.context_dim)),
+    references_BRZ=jnp.zeros((1, 0, cfg.latent_channels)),
+    layout=Layout(one, one - 1, one == 0, positions, positions),
+  )
+  latents = jnp.zeros((1, 1, cfg.latent_channels))
+  return model.init(key, latents, jnp.ones((1,)), cond)["params"]

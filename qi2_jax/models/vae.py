@@ -165,6 +165,11 @@ class VAE(nn.Module):
     return self.decode_raw(mean), mean, logvar
 
 
+def identity_stats(z_dim: int) -> dict:
+  """Latent statistics that leave latents as they are."""
+  return {"mean": jnp.zeros((z_dim,)), "std": jnp.ones((z_dim,))}
+
+
 def _channels(stat: jax.Array) -> jax.Array:
   return stat.astype(jnp.float32)[None, None, None, :]
 

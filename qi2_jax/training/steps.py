@@ -13,7 +13,7 @@ import optax
 
 from qi2_jax.flow import path, schedules
 from qi2_jax.models.mmdit import MMDiT
-from qi2_jax.models.vae import VAE
+from qi2_jax.models.vae import VAE, identity_stats
 from qi2_jax.objectives import flow_matching
 from qi2_jax.objectives import vae as vae_loss
 from qi2_jax.training.state import TrainState, ema_update
@@ -21,7 +21,7 @@ from qi2_jax.training.state import TrainState, ema_update
 Loss = Callable[..., tuple[jax.Array, dict]]
 
 
-def _make_step(loss_fn: Loss, optimizer, ema_decay: float):
+def make_step(loss_fn: Loss, optimizer, ema_decay: float):
   """Gradient, optimizer and EMA around `loss_fn(params, batch, key)`."""
 
   def step(state: TrainState, batch, key):
@@ -95,7 +95,8 @@ def vae_loss_fn(model: VAE, *, smoothing: float) -> Loss:
   def loss_fn(params, batch, key):
     del key  # The posterior mean needs no noise.
     image = batch["image"]
-    variables = {"params": params, "latent_stats": batch["latent_stats"]}
+    stats = identity_stats(model.config.z_dim)
+    variables = {"params": params, "latent_stats": stats}
     reconstruction, _, _ = model.apply(variables, image)
     loss = vae_loss.smooth_l1(reconstruction, image, smoothing).mean()
     mse = jnp.mean(jnp.square(jnp.clip(reconstruction, -1, 1) - image))
@@ -104,7 +105,3 @@ def vae_loss_fn(model: VAE, *, smoothing: float) -> Loss:
 
   return loss_fn
 
-
-def make_step(loss_fn: Loss, optimizer, ema_decay: float):
-  """The step for any loss: `step(state, batch, key) -> (state, metrics)`."""
-  return _make_step(loss_fn, optimizer, ema_decay)

@@ -38,7 +38,7 @@ def test_ground_truth_passes(kind, width, height):
 
 @pytest.mark.parametrize("kind", vocab.T2I_KINDS)
 def test_shuffled_prompts_fail(kind):
-  pairs = rendered(kind, 300)
+  pairs = rendered(kind, 200)
   images, drawn = zip(*pairs)
   others = (*drawn[1:], drawn[0])
   rate = np.mean([passes(i, e.atoms) for i, e in zip(images, others)])
@@ -50,7 +50,7 @@ def test_mild_blur_and_noise_pass(kind):
   """What an autoencoder does to an image must not be held against a model."""
   rng = np.random.default_rng(0)
   results = []
-  for image, example in rendered(kind, 60):
+  for image, example in rendered(kind, 40):
     blurred = ndimage.gaussian_filter(image.astype(float), (0.8, 0.8, 0))
     noisy = blurred + rng.normal(0, 6, image.shape)
     noisy = noisy.clip(0, 255).astype(np.uint8)
@@ -93,7 +93,7 @@ def wrong_atoms(atoms):
 
 @pytest.mark.parametrize("kind", vocab.T2I_KINDS)
 def test_every_wrong_atom_fails(kind):
-  for image, example in rendered(kind, 25, seed=3):
+  for image, example in rendered(kind, 15, seed=3):
     for entry, wrong in wrong_atoms(example.atoms):
       result = checker.check(image, wrong)
       assert not result[entry], (entry, example.prompt, wrong)
@@ -103,7 +103,7 @@ def test_every_wrong_atom_fails(kind):
 @pytest.mark.parametrize("kind", vocab.T2I_KINDS)
 @pytest.mark.parametrize("same_colour", [True, False])
 def test_extra_objects_fail(kind, same_colour):
-  for _, example in rendered(kind, 15, seed=4):
+  for _, example in rendered(kind, 8, seed=4):
     paint = example.scene.items[0].colour
     if not same_colour:
       paint = other(paint, vocab.COLOURS)
@@ -158,7 +158,7 @@ def test_noise_and_flat_images_fail_everything():
     np.zeros((64, 64, 3), np.uint8),
   ]
   for kind in vocab.T2I_KINDS:
-    for image, (_, example) in itertools.product(images, rendered(kind, 10)):
+    for image, (_, example) in itertools.product(images, rendered(kind, 5)):
       assert not passes(image, example.atoms)
 
 
@@ -193,7 +193,7 @@ def test_reader_marks_what_it_cannot_read():
 @pytest.mark.parametrize("width, height", SIZES)
 def test_edits_score_as_defined(kind, width, height):
   rng = np.random.default_rng(0)
-  for _ in range(15):
+  for _ in range(8):
     example = edits.sample_edit(kind, rng)
     source = renderer.render(example.source, width, height)
     target = renderer.render(example.target, width, height)

@@ -59,10 +59,9 @@ def test_held_out_split(tmp_path):
 
 
 def test_result_does_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
-  # Small enough that one process would do: ask for two all the same.
-  monkeypatch.setattr(generate.math, "ceil", lambda _: 2)
+  # So few records that one process would do: ask for two all the same.
+  monkeypatch.setattr(generate, "_RECORDS_PER_WORKER", 10)
   generate.generate(tmp_path / "two", SMALL, workers=2)
-  monkeypatch.undo()
   generate.generate(tmp_path / "one", SMALL, workers=1)
   names = files(tmp_path / "one")
   assert names == files(tmp_path / "two")
@@ -114,6 +113,9 @@ def test_weights_steer_the_mixture():
   assert set(kinds) == {"glyph", "word"}
   assert kinds.count("glyph") / 400 == pytest.approx(0.75, abs=0.07)
   assert generate.sample("ti2i", 0, options)[0].kind == "add"
+  turned = dict(reversed(options.kinds.items()))
+  same = dataclasses.replace(options, kinds=turned)
+  assert drawn[:9] == [generate.sample("t2i", i, same) for i in range(9)]
 
 
 @pytest.mark.parametrize(

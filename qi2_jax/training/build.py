@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ConfigDicts to models: the one boundary where configs become dataclasses."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from qi2_jax.conditioning.conditioner import Conditioner
+from qi2_jax.conditioning.encoder import WordHashEncoder
+from qi2_jax.errors import InputError
+from qi2_jax.flow.generate import SamplingConfig
+from qi2_jax.flow.schedules import ShiftConfig
+from qi2_jax.models import mmdit, vae
+from qi2_jax.training import checkpoints
+
+
+def _preset(presets: dict, name: str, what: str):
+  if name not in presets:
+    raise InputError(
+      f"{what} preset {name!r} is unknown; use one of {sorted(presets)}."
+    )
+  return presets[name]
+
+
+def mmdit_config(config, z_dim: int, context_dim: int) -> mmdit.MMDiTConfig:
+  """`config.model` over its preset, fitted to the VAE and the encoder.
+
+  Args:
+    config: `config.model`: preset, dtype, remat and the variant fields; a
+      field that is None keeps the preset's value.
+    z_dim: latent channels of the VAE.
+    context_dim: width of the encoder's states.
+
+  Raises:
+    InputError: unknown preset or variant value.
+  """
+  base = _preset(mmdit.PRESETS, config.preset, "model")
+  fields = {
+    name: config[name]
+    for name in ("remat", "attention", "condition_time", "modulation", "gate")
+    if config[name] is not None
+  }
+  if config.dtype is not None:
+    fields["dtype"] = jnp.dtype(config.dtype)
+  return dataclasses.replace(
+    base, latent_channels=z_dim, context_dim=context_dim, **fields
+  )
+
+
+def new_vae(config) -> vae.VAE:
+  """A VAE module from `config.vae`: preset, dtype."""
+  base = _preset(vae.PRESETS, config.preset, "vae")
+  if config.dtype is not None:
+    base = dataclasses.replace(base, dtype=jnp.dtype(config.dtype))
+  return vae.VAE(base)
+
+
+def frozen_vae(config) -> tuple[vae.VAE, dict]:
+  """The VAE of `config.vae.path`, or random weights with a warning.
+
+  Raises:
+    InputError: the path holds no VAE.
+  """
+  if config.path:
+    return checkpoints.load_vae(config.path)
+  logging.warning(
+    "config.vae.path is empty: the VAE has RANDOM weights; images will be "
+    "meaningless"
+  )
+  module = new_vae(config)
+  side = 2 * module.config.factor
+  image = jnp.zeros((1, side, side, module.config.image_channels))
+  return module, dict(module.init(jax.random.key(0), image))
+
+
+def conditioner(config, factor: int) -> Conditioner:
+  """The conditioner of `config.text` with the embedded encoder."""
+  encoder = WordHashEncoder(width=config.width)
+  logging.warning("text encoder: %s", encoder.description)
+  return Conditioner(encoder, factor, config.length)
+
+
+def shift_config(config) -> ShiftConfig:
+  """`config.flow.shift`'s fields as a frozen dataclass."""
+  return ShiftConfig(**config.to_dict())
+
+
+def sampling_config(config) -> SamplingConfig:
+  """`config.sampling` with the run's shift."""
+  return SamplingConfig(
+    steps=config.sampling.steps,
+    guidance=config.sampling.guidance,
+    batch_size=config.sampling.batch_size,
+    shift=shift_config(config.flow.shift),
+  )

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each objective plugs into the one loop.
+
+A task turns a config into functions: how a loader sample becomes a host
+batch, how a batch becomes features, the loss, and the pictures to look at.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from qi2_jax.conditioning.conditioner import (
+  encode_images,
+  to_uint8,
+  to_unit,
+)
+from qi2_jax.evaluation.images import grid
+from qi2_jax.flow.generate import Generator, Request
+from qi2_jax.models import mmdit, vae
+from qi2_jax.objectives.vae import latent_statistics
+from qi2_jax.parallel.sharding import put_batch
+from qi2_jax.training import build, checkpoints, steps
+
+Sample = dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """The parts of one objective.
+
+  Attributes:
+    init: `key -> params`.
+    rules: sharding rules of the parameters.
+    transform: `(sample, rng) -> dict of arrays`, in loader threads.
+    encode: `host batch on the mesh -> features`.
+    loss: `loss(params, features, key) -> (scalar, metrics)`.
+    preview: `(ema, samples) -> {name: uint8 grid}`.
+    finish: `(ema, batches) -> None`, after the last step.
+  """
+
+  init: Callable
+  rules: tuple
+  transform: Callable
+  encode: Callable
+  loss: steps.Loss
+  preview: Callable
+  finish: Callable
+
+
+def vae_task(config, workdir: str, mesh) -> Task:
+  """Reconstruction training of the VAE."""
+  module = build.new_vae(config.vae)
+  channels = module.config.image_channels
+
+  def init(key):
+    side = 2 * module.config.factor
+    return module.init(key, jnp.zeros((1, side, side, channels)))["params"]
+
+  def transform(sample: Sample, rng):
+    del rng
+    return {"image": sample["image"]}
+
+  @jax.jit
+  def encode(batch):
+    return {"image": to_unit(batch["image"])}
+
+  @jax.jit
+  def reconstruct(params, image):
+    stats = vae.identity_stats(module.config.z_dim)
+    variables = {"params": params, "latent_stats": stats}
+    out, mean, _ = module.apply(variables, image)
+    return out, latent_statistics(mean)
+
+  def preview(ema, samples: Sequence[Sample]):
+    square = [s for s in samples if s["image"].shape == samples[0]["image"].shape]
+    image = np.stack([s["image"] for s in square])
+    out = to_uint8(np.asarray(reconstruct(ema, to_unit(image))[0]))
+    return {"reconstruction": grid([*image, *out], columns=len(square))}
+
+  def finish(ema, batches):
+    moments = [
+      reconstruct(ema, encode(put_batch(next(batches), mesh))["image"])[1]
+      for _ in range(config.latent_stat_batches)
+    ]
+    mean, square = (np.mean([m[i] for m in moments], axis=0) for i in (0, 1))
+    std = np.sqrt(np.maximum(square - mean**2, 1e-12))
+    variables = {
+      "params": ema, "latent_stats": {"mean": mean, "std": std},
+    }  # fmt: skip
+    path = f"{workdir}/vae"
+    checkpoints.save_vae(path, module.config, variables)
+    logging.info("wrote the VAE and its latent statistics to %s", path)
+
+  return Task(
+    init, vae.SHARDING_RULES, transform, encode,
+    steps.vae_loss_fn(module, smoothing=config.l1_smoothing), preview, finish,
+  )  # fmt: skip
+
+
+def flow_task(config, workdir: str, mesh) -> Task:
+  """Flow matching of the MMDiT on T2I and edit records."""
+  vae_module, vae_variables = build.frozen_vae(config.vae)
+  # The workdir keeps its own copy, so that it can be sampled from anywhere.
+  checkpoints.save_vae(f"{workdir}/vae", vae_module.config, vae_variables)
+  vae_variables = jax.device_put(
+    vae_variables, jax.NamedSharding(mesh, jax.P())
+  )
+  conditioner = build.conditioner(config.text, vae_module.config.factor)
+  module = mmdit.MMDiT(
+    build.mmdit_config(
+      config.model, vae_module.config.z_dim, conditioner.encoder.width
+    )
+  )
+  shift = build.shift_config(config.flow.shift)
+
+  def transform(sample: Sample, rng: np.random.Generator):
+    dropped = rng.random() < config.data.caption_dropout
+    caption = "" if dropped else sample["caption"]
+    size = sample["image"].shape[:2]
+    host = conditioner.host(caption, sample["references"], size)
+    return {"image": sample["image"], **host}
+
+  @jax.jit
+  def encode(variables, batch):
+    latents = encode_images(vae_module, variables, batch["image"])
+    latents = latents.reshape(latents.shape[0], -1, latents.shape[-1])
+    condition = conditioner.encode(vae_module, variables, batch)
+    return {"latents_BNZ": latents, "condition": condition}
+
+  generator = Generator(module, vae_module, conditioner)
+  sampling = build.sampling_config(config)
+
+  def preview(ema, samples: Sequence[Sample]):
+    requests = [
+      Request(s["caption"], s["references"], *s["image"].shape[:2], seed=i)
+      for i, s in enumerate(samples)
+    ]
+    made = generator(ema, vae_variables, requests, sampling)
+    made = [to_uint8(image) for image in made]
+    rows = []
+    for sample, image in zip(samples, made):
+      rows += [*sample["references"], image]
+    return {"samples": grid(rows, columns=8)}
+
+  loss = steps.flow_matching_loss(
+    module, logit_mean=config.flow.logit_mean,
+    logit_std=config.flow.logit_std,
+    shift=shift if config.flow.shift_training else None,
+  )  # fmt: skip
+  return Task(
+    functools.partial(mmdit.init_params, module), mmdit.SHARDING_RULES,
+    transform, functools.partial(encode, vae_variables), loss, preview,
+    lambda ema, batches: None,
+  )  # fmt: skip
+
+
+TASKS = {"vae": vae_task, "flow_matching": flow_task}
