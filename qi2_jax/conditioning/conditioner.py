@@ -26,7 +26,8 @@ class Conditioner:
   Attributes:
     encoder: condition encoder (or its stand-in).
     factor: pixels per latent.
-    text_length: encoder tokens T after the system turn, slots included.
+    text_length: encoder tokens after the system turn for text-only prompts;
+      reference images add their own tags and slots.
   """
 
   encoder: encoder_lib.TextEncoder
@@ -52,17 +53,19 @@ class Conditioner:
       (r.shape[0] // self.factor, r.shape[1] // self.factor)
       for r in references
     ]
-    ids, _ = encoder_lib.prompt_tokens(
-      self.encoder, prompt, [num_slots(g) for g in grids], self.text_length
+    slots = tuple(num_slots(g) for g in grids)
+    length = self.text_length + encoder_lib.num_image_tokens(
+      self.encoder, slots
     )
+    ids, _ = encoder_lib.prompt_tokens(self.encoder, prompt, slots, length)
     system = encoder_lib.num_system_tokens(self.encoder)
-    padded = np.zeros(system + self.text_length, np.int32)
+    padded = np.zeros(system + length, np.int32)
     padded[: len(ids)] = ids
     layout = build_layout(
       [token == self.encoder.slot_id for token in ids[system:]],
       grids,
       (target[0] // self.factor, target[1] // self.factor),
-      self.text_length,
+      length,
     )
     return {
       "ids": padded,

@@ -125,6 +125,15 @@ def prompt_tokens(
 
 
 @functools.lru_cache
+def num_image_tokens(encoder: TextEncoder, slots: tuple[int, ...]) -> int:
+  """Tokens that reference images add to a prompt: tags and slots."""
+  size = [
+    len(encoder.tokenize(templates.render("", n))) for n in (0, len(slots))
+  ]
+  return size[1] - size[0] - len(slots) + sum(slots)
+
+
+@functools.lru_cache
 def num_system_tokens(encoder: TextEncoder) -> int:
   """Leading tokens whose states are dropped (the system turn)."""
   return len(encoder.tokenize(templates.SYSTEM))

@@ -109,8 +109,8 @@ PRESETS = {
   ),
   # Ours, sized for two CPU cores.
   "tiny": MMDiTConfig(
-    num_layers=4, num_heads=4, head_dim=32, context_dim=64,
-    rope_axes=(8, 12, 12), remat="none",
+    num_layers=4, num_heads=2, head_dim=64, context_dim=64,
+    rope_axes=(16, 24, 24), remat="none",
   ),
 }  # fmt: skip
 

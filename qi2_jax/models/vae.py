@@ -59,7 +59,7 @@ PRESETS = {
   "qwen_image_2_1": VAEConfig(),
   "qwen_image_2_0": VAEConfig(image_channels=3, carry_temporal=False),
   "tiny": VAEConfig(
-    patch_size=4, base_dim=48, decoder_base_dim=64, dim_mult=(1, 2, 2),
+    patch_size=4, base_dim=32, decoder_base_dim=32, dim_mult=(1, 2, 2),
     num_res_blocks=1, temporal_downsample=(False, True),
     carry_temporal=False,
   ),

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fields that every training stage shares, with their defaults."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def choose(arg, variants):
+  """Looks up the part after the colon of `--config=FILE.py:arg`.
+
+  Raises:
+    ValueError: there is no such variant.
+  """
+  if arg not in variants:
+    raise ValueError(
+      f"config variant {arg!r} is unknown; use one of {sorted(variants)}."
+    )
+  return variants[arg]
+
+
+def base_config():
+  """Defaults of every stage; a stage file overrides what it needs."""
+  config = ConfigDict()
+  config.objective = "flow_matching"  # or "vae"
+  config.seed = 0
+  config.num_steps = 1000
+  config.ema_decay = 0.9999
+  # Workdir whose EMA weights to start from; empty: from scratch.
+  config.init = ""
+  config.mesh = ConfigDict(dict(data=1, fsdp=-1, seq=1, tensor=1))
+  config.log_every = 50
+  config.save_every = 1000
+  config.preview_every = 1000
+  config.keep_checkpoints = 2
+
+  config.data = ConfigDict(
+    dict(
+      # Dataset folders, comma separated; empty: shapes are rendered.
+      path="",
+      batch_size=256,  # global
+      # (height, width) in pixels, of targets and references.
+      buckets=((512, 512), (416, 608), (608, 416), (384, 672), (672, 384)),
+      t2i=0.9,  # share of the steps (report Table 2)
+      ti2i=0.1,
+      caption_dropout=0.1,  # report Table 2
+      max_enlarge=1.5,
+      min_bucket_records=1,
+      max_references=4,
+      threads=4,
+      # Size of the rendered stand-in data, when `path` is empty.
+      rendered_t2i=512,
+      rendered_edits=256,
+    )
+  )
+  # Encoder tokens after the system turn (references add theirs); width of
+  # the stand-in's states.
+  config.text = ConfigDict(dict(length=512, width=64))
+  config.vae = ConfigDict(
+    dict(path="", preset="qwen_image_2_1", dtype=placeholder(str))
+  )
+  # None keeps the preset's value.
+  config.model = ConfigDict(
+    dict(
+      preset="qwen_image_2_1",
+      dtype=placeholder(str),
+      remat=placeholder(str),
+      attention=placeholder(str),
+      condition_time=placeholder(str),
+      modulation=placeholder(str),
+      gate=placeholder(str),
+    )
+  )
+  config.flow = ConfigDict(
+    dict(
+      logit_mean=0.0,  # logit-normal levels: our choice, unpublished
+      logit_std=1.0,
+      shift_training=True,  # our choice; sampling always shifts
+      shift=ConfigDict(
+        dict(
+          base_shift=0.5,
+          max_shift=0.9,
+          base_tokens=256,
+          max_tokens=8192,
+          terminal=0.02,
+        )
+      ),
+    )
+  )
+  config.optimizer = ConfigDict(
+    dict(
+      learning_rate=1e-4,
+      schedule="constant",
+      warmup_steps=1000,
+      b1=0.9,
+      b2=0.95,
+      weight_decay=0.001,
+      clip_norm=1.0,
+    )
+  )
+  # Sample grids during training, and the defaults of sample.py.
+  config.sampling = ConfigDict(dict(steps=40, guidance=1.0, batch_size=8))
+  return config
+
+
+def make_tiny(config):
+  """Shrinks a stage to the tiny presets and 64 px, for two CPU cores."""
+  config.data.buckets = ((64, 64), (64, 96), (96, 64))
+  config.data.threads = 1
+  config.text.length = 16
+  config.vae.preset = "tiny"
+  config.model.preset = "tiny"
+  config.mesh = ConfigDict(dict(data=-1, fsdp=1, seq=1, tensor=1))
+  config.sampling = ConfigDict(dict(steps=20, guidance=3.0, batch_size=16))
+  config.log_every = 20
+  config.ema_decay = 0.995
+  return config
+
+
+def make_smoke(config):
+  """A tiny run of a few steps that shows every part of the loop at work."""
+  make_tiny(config)
+  config.num_steps = 40
+  config.data.batch_size = 16
+  config.data.rendered_t2i = 512
+  config.data.rendered_edits = 256
+  config.optimizer.warmup_steps = 5
+  config.save_every = 20
+  config.preview_every = 40
+  config.log_every = 10
+  return config

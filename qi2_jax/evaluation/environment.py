@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a result was computed with."""
+
+import os
+import pathlib
+import platform
+import subprocess
+from importlib import metadata
+
+_PACKAGES = (
+  "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
+  "pillow",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+  """Versions of Python, the code (git commit) and the packages in use."""
+  found = {"python": platform.python_version(), "commit": _commit()}
+  for name in _PACKAGES:
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      found[name] = "none"
+  return found
+
+
+def _commit() -> str:
+  folder = pathlib.Path(__file__).parent
+  command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+  try:
+    done = subprocess.run(
+      command, cwd=folder, capture_output=True, text=True, timeout=10
+    )
+  except (OSError, subprocess.TimeoutExpired):
+    return "unknown"
+  return done.stdout.strip() or "unknown"
+
+
+def machine() -> str:
+  """System, processor and number of CPUs in one line."""
+  try:
+    count = len(os.sched_getaffinity(0))
+  except AttributeError:  # not on macOS
+    count = os.cpu_count() or 1
+  return f"{platform.system()} {platform.machine()}, {_cpu()}, {count} CPUs"
+
+
+def _cpu() -> str:
+  try:
+    text = pathlib.Path("/proc/cpuinfo").read_text()
+  except OSError:
+    return platform.processor() or "unknown CPU"
+  names = [line for line in text.splitlines() if line.startswith("model name")]
+  return names[0].partition(":")[2].strip() if names else "unknown CPU"

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A progress line with the rate on stderr."""
+
+import sys
+import time
+from collections.abc import Callable
+
+_SECONDS_BETWEEN_LINES = 2.0
+
+
+def reporter(label: str, total: int) -> Callable[[int], None]:
+  """Returns a function to call with the number of things finished so far."""
+  start = time.monotonic()
+  last = start
+
+  def report(done: int) -> None:
+    nonlocal last
+    now = time.monotonic()
+    if now - last < _SECONDS_BETWEEN_LINES and done < total:
+      return
+    last = now
+    rate = done / max(now - start, 1e-9)
+    print(
+      f"{label}: {done:,}/{total:,}, {rate:.1f}/s", file=sys.stderr, flush=True
+    )
+
+  return report

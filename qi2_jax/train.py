@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains any stage: VAE, pre-training, fine-tuning.
+
+    python -m qi2_jax.train --config=experiments/pretrain.py:tiny \\
+      --workdir=runs/pretrain
+
+Run the same command again to resume: parameters, optimizer, EMA and data
+order continue bit for bit. Ctrl-C saves and exits. Any config field can be
+overridden: --config.optimizer.learning_rate=3e-4. The workdir receives
+checkpoints/, config.json, metrics.jsonl, samples/*.png and tensorboard/.
+"""
+
+import json
+import os
+
+import jax
+import numpy as np
+from absl import flags, logging
+from ml_collections import config_flags
+
+from data_pipelines.images import decode_image
+from data_pipelines.loader.buckets import assign, check_buckets, fit
+from data_pipelines.loader.loader import Loader, LoaderConfig
+from data_pipelines.records import open_dataset
+from data_pipelines.shapes.generate import Options, generate
+from qi2_jax import cli
+from qi2_jax.errors import InputError
+from qi2_jax.parallel import mesh as mesh_lib
+from qi2_jax.parallel import sharding
+from qi2_jax.training import checkpoints, loop, optimizer, state, steps
+from qi2_jax.training.metrics import Writers
+from qi2_jax.training.tasks import TASKS
+
+# Fields that may differ when a run is resumed: they do not change the result.
+_FREE_FIELDS = (
+  "log_every", "save_every", "preview_every", "keep_checkpoints", "mesh",
+  "data.threads", "data.path", "sampling",
+)  # fmt: skip
+_PREVIEW_IMAGES = 8
+
+
+def prepare_workdir(workdir: str, config: dict) -> None:
+  """Creates the workdir, or checks that it belongs to this config.
+
+  Raises:
+    InputError: it cannot be written or holds another config.
+  """
+  path = os.path.join(workdir, "config.json")
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    if not os.path.exists(path):
+      with open(path + ".tmp", "w") as file:
+        json.dump(config, file, indent=2)
+      os.replace(path + ".tmp", path)
+      return
+    with open(path) as file:
+      old = json.load(file)
+  except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    raise InputError(
+      f"cannot write to workdir {workdir} ({error.strerror}); choose another."
+    ) from error
+  new = json.loads(json.dumps(config))
+  for name in sorted(old.keys() | new.keys()):
+    difference = _difference(name, old.get(name), new.get(name))
+    if difference:
+      raise InputError(
+        f"workdir {workdir} holds a run with another config ({difference}); "
+        "use a new workdir or the old config."
+      )
+
+
+def _difference(name: str, old, new) -> str:
+  """First differing field below `name`, as `name: old -> new`, or ''."""
+  if name in _FREE_FIELDS or old == new:
+    return ""
+  if isinstance(old, dict) and isinstance(new, dict):
+    for key in sorted(old.keys() | new.keys()):
+      found = _difference(f"{name}.{key}", old.get(key), new.get(key))
+      if found:
+        return found
+    return ""
+  return f"{name}: {old!r} there, {new!r} here"
+
+
+def data_paths(config, workdir: str) -> tuple[str, ...]:
+  """The dataset folders; with none given, renders shapes into the workdir."""
+  if config.path:
+    return tuple(p.strip() for p in config.path.split(","))
+  path = os.path.join(workdir, "data")
+  logging.warning("config.data.path is empty: training on rendered shapes")
+  sizes = tuple((w, h) for h, w in config.buckets)
+  generate(
+    path,
+    Options(
+      t2i=config.rendered_t2i, edits=config.rendered_edits, sizes=sizes,
+    ),
+    workers=1,
+  )  # fmt: skip
+  return (path,)
+
+
+def loader_config(config, paths, workdir: str, seed: int) -> LoaderConfig:
+  """`config.data` as the loader's own dataclass."""
+  return LoaderConfig(
+    paths=paths,
+    buckets=tuple(tuple(b) for b in config.buckets),
+    batch_size=config.batch_size,
+    task_weights={"t2i": config.t2i, "ti2i": config.ti2i},
+    max_enlarge=config.max_enlarge,
+    min_bucket_records=config.min_bucket_records,
+    max_references=config.max_references,
+    seed=seed,
+    threads=config.threads,
+    quarantine_path=os.path.join(workdir, "quarantine.jsonl"),
+  )
+
+
+def preview_samples(config: LoaderConfig) -> list[dict]:
+  """The first records of the data, T2I and edits in turn, for sample grids."""
+  dataset = open_dataset(config.paths[0])
+  edit = dataset.index.references > 0
+  groups = [np.flatnonzero(edit == kind) for kind in (False, True)]
+  half = _PREVIEW_IMAGES // 2
+  chosen = np.concatenate([g[:half] for g in groups])
+  buckets = check_buckets(config.buckets)
+
+  def pixels(encoded):
+    which = assign(encoded.width, encoded.height, buckets, np.inf)
+    return fit(decode_image(encoded), buckets[which], config.channels)
+
+  samples = []
+  for i in chosen:
+    record = dataset[int(i)]
+    samples.append(
+      {
+        "caption": record.caption,
+        "image": pixels(record.target),
+        "references": tuple(pixels(r) for r in record.references),
+      }
+    )
+  dataset.close()
+  return samples
+
+
+def initial_state(config, task, tx, mesh, store):
+  """Resumes, or starts from `config.init`, or from scratch; in this order.
+
+  Returns:
+    `(state on the mesh, meta of the checkpoint or None)`.
+  """
+  key = jax.random.fold_in(jax.random.key(config.seed), 0x1417)
+  create = lambda: state.create(task.init(key), tx)  # noqa: E731
+  abstract = jax.eval_shape(create)
+  shardings = sharding.tree_shardings(abstract, task.rules, mesh)
+  abstract = jax.tree.map(
+    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+    abstract, shardings,
+  )  # fmt: skip
+  latest = store.latest()
+  if latest is not None:
+    logging.info("resuming from step %d", latest)
+    return store.restore(latest, abstract)
+  train_state = jax.jit(create, out_shardings=shardings)()
+  if config.init:
+    source = checkpoints.CheckpointStore(config.init, read_only=True)
+    step = source.latest()
+    if step is None:
+      raise InputError(f"config.init={config.init} holds no checkpoint.")
+    params = source.restore_part(step, "ema", abstract.params)
+    source.close()
+    logging.info("starting from the EMA of %s, step %d", config.init, step)
+    train_state = train_state.replace(
+      params=params, ema=jax.tree.map(jax.numpy.copy, params)
+    )
+  return train_state, None
+
+
+def train(config, workdir: str) -> int:
+  """Runs one stage to its end; returns the process's exit status."""
+  if config.objective not in TASKS:
+    raise InputError(
+      f"config.objective={config.objective!r} is unknown; use one of "
+      f"{sorted(TASKS)}."
+    )
+  mesh = mesh_lib.create_mesh(config.mesh.to_dict())
+  sharding.check_batch(config.data.batch_size, mesh)
+  prepare_workdir(workdir, config.to_dict())
+  paths = data_paths(config.data, workdir)
+  data = loader_config(config.data, paths, workdir, config.seed)
+  with jax.set_mesh(mesh):
+    task = TASKS[config.objective](config, workdir, mesh)
+    loader = Loader(
+      data, task.transform, jax.process_index(), jax.process_count()
+    )
+    logging.info("data:\n%s", loader.report())
+    tx = optimizer.create(config.optimizer, config.num_steps)
+    store = checkpoints.CheckpointStore(workdir, keep=config.keep_checkpoints)
+    train_state, meta = initial_state(config, task, tx, mesh, store)
+    start = int(train_state.step)
+    if meta and meta["data"] != loader.fingerprint:
+      logging.warning(
+        "the data or its decoders changed since step %d; the run continues, "
+        "but not with the batches it would have seen", start,
+      )  # fmt: skip
+    _log_size(train_state.params, mesh)
+    writers = Writers(workdir, start)
+    batches = loader.iterate(start)
+    samples = preview_samples(data)
+    step_fn = jax.jit(
+      steps.make_step(task.loss, tx, config.ema_decay), donate_argnums=0
+    )
+    settings = loop.LoopConfig(
+      config.num_steps, config.data.batch_size, config.log_every,
+      config.save_every, config.preview_every, config.seed,
+    )  # fmt: skip
+    try:
+      train_state, stopped = loop.run(
+        train_state, step_fn, task.encode, batches, settings, mesh=mesh,
+        store=store, writers=writers,
+        meta=lambda step: {"step": step, "data": loader.fingerprint},
+        preview=lambda s, step: task.preview(s.ema, samples),
+      )  # fmt: skip
+      if not stopped:
+        task.finish(train_state.ema, batches)
+    finally:
+      store.close()
+      writers.close()
+      loader.close()
+  if loader.corrupt_count:
+    logging.warning(
+      "%d damaged records were replaced; see %s/quarantine.jsonl",
+      loader.corrupt_count, workdir,
+    )  # fmt: skip
+  if stopped:
+    logging.warning("stopped; run the same command to continue")
+    return 128 + stopped
+  logging.info("finished %d steps in %s", config.num_steps, workdir)
+  return 0
+
+
+def _log_size(params, mesh) -> None:
+  count = sum(x.size for x in jax.tree.leaves(params))
+  shape = {k: v for k, v in mesh.shape.items() if v > 1}
+  device = mesh.devices.flat[0].device_kind
+  logging.info(
+    "%.2f M parameters on %d x %s, mesh %s",
+    count / 1e6, mesh.size, device, shape or "of one device",
+  )  # fmt: skip
+
+
+def _define_flags():
+  config_flags.DEFINE_config_file(
+    "config", None, "Config file, e.g. experiments/pretrain.py:tiny."
+  )
+  flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
+  flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> int:
+  """Entry point."""
+  return train(flags.FLAGS.config, flags.FLAGS.workdir)
+
+
+if __name__ == "__main__":
+  _define_flags()
+  cli.run(main)
