@@ -3,9 +3,10 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 
-from absl import app, logging
+from absl import app, flags, logging
 
 from data_pipelines.errors import InputError as DataInputError
 from qi2_jax.errors import InputError
@@ -27,15 +28,12 @@ def setup() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
-  logging.get_absl_handler().setFormatter(_Formatter())
-  # Library chatter (Orbax logs every save at INFO) hides the progress.
-  import logging as std
-
-  std.getLogger().addFilter(lambda record: True)
   handler = logging.get_absl_handler()
+  handler.setFormatter(_Formatter())
+  # Library chatter (Orbax logs every save at INFO) would hide the progress.
+  here = os.path.dirname(os.path.abspath(__file__))
   handler.addFilter(
-    lambda record: record.levelno >= std.WARNING
-    or "qi2_jax" in record.pathname
+    lambda r: r.levelname != "INFO" or r.pathname.startswith(here)
   )
 
 
@@ -43,8 +41,6 @@ class _Formatter:
   """`12:34:56 message`, with the level where it is not INFO."""
 
   def format(self, record) -> str:
-    import time
-
     stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
     level = "" if record.levelname == "INFO" else f"{record.levelname}: "
     return f"{stamp} {level}{record.getMessage()}"
@@ -59,20 +55,26 @@ def run(main: Callable[[], int | None]) -> None:
     try:
       setup()
       sys.exit(main() or 0)
-    except (InputError, DataInputError, PermissionError) as error:
-      _fail(str(error))
+    except (InputError, DataInputError, OSError) as error:
+      _fail(str(error).strip().splitlines()[-1].strip())
     except KeyboardInterrupt:
       _fail("interrupted.", status=130)
 
-  try:
-    app.run(guarded, flags_parser=_parse)
-  except (InputError, ValueError, AttributeError, KeyError) as error:
-    _fail(str(error))
+  app.run(guarded, flags_parser=_parse)
 
 
 def _parse(argv):
-  """absl's parser, with config errors as sentences instead of tracebacks."""
-  return app.parse_flags_with_usage(argv)
+  """Parses flags; a config file's or an override's error is one sentence."""
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, ValueError, TypeError) as error:
+    message = str(error).strip().splitlines()[-1].strip()
+    _fail(f"{message.removeprefix('ValueError: ')} See --help.")
+  except (AttributeError, KeyError) as error:
+    name = str(error.args[0]).strip("\"'")
+    _fail(f"the config has no field {name!r}; see the config file.")
+  except OSError as error:
+    _fail(str(error).strip().splitlines()[-1].strip())
 
 
 def _fail(message: str, status: int = 2) -> None:

@@ -27,8 +27,9 @@ from qi2_jax.phases import Journal, Phase, run
 _STAGES = {"vae": "VAE", "pretrain": "Pre-training", "sft": "Fine-tuning"}
 # Mostly squares: each further shape costs a compilation per stage.
 _SHAPES = (
-  "--t2i=16000", "--edits=10000", "--sizes=64x64,96x64,64x96",
-  "--size_weights=8,1,1",
+  "--t2i=20000", "--edits=10000", "--sizes=64x64,96x64,64x96",
+  "--size_weights=6,1,1",
+  "--kinds=single:2,position:3,counting:2,relation:2,glyph:4,word:2",
 )  # fmt: skip
 _QUICK_SHAPES = ("--t2i=600", "--edits=400")
 
@@ -181,8 +182,8 @@ def _tiles(results: dict[str, Any]) -> report.Markup:
 
 def _timings(results: dict[str, Any]) -> report.Markup:
   seconds = results["seconds"]
-  rows = [(name, f"{value:,.0f} s") for name, value in seconds.items()]
-  return report.section("Time", report.table(("Phase", "Time"), rows))
+  rows = [(name, f"{value:,.0f}") for name, value in seconds.items()]
+  return report.section("Time", report.table(("Phase", "Seconds"), rows))
 
 
 def _show(value: float | None) -> str:

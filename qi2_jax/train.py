@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from data_pipelines.images import decode_image
 from data_pipelines.loader.buckets import assign, check_buckets, fit
 from data_pipelines.loader.loader import Loader, LoaderConfig
-from data_pipelines.records import open_dataset
+from data_pipelines.records import open_dataset, read_manifest
 from data_pipelines.shapes.generate import Options, generate
 from qi2_jax import cli
 from qi2_jax.errors import InputError
@@ -55,7 +55,7 @@ def prepare_workdir(workdir: str, config: dict) -> None:
       return
     with open(path) as file:
       old = json.load(file)
-  except (PermissionError, NotADirectoryError, FileExistsError) as error:
+  except OSError as error:
     raise InputError(
       f"cannot write to workdir {workdir} ({error.strerror}); choose another."
     ) from error
@@ -83,9 +83,16 @@ def _difference(name: str, old, new) -> str:
 
 
 def data_paths(config, workdir: str) -> tuple[str, ...]:
-  """The dataset folders; with none given, renders shapes into the workdir."""
+  """The dataset folders; with none given, renders shapes into the workdir.
+
+  Raises:
+    InputError: a folder is no dataset (found before anything is built).
+  """
   if config.path:
-    return tuple(p.strip() for p in config.path.split(","))
+    paths = tuple(p.strip() for p in config.path.split(","))
+    for path in paths:
+      read_manifest(path)
+    return paths
   path = os.path.join(workdir, "data")
   logging.warning("config.data.path is empty: training on rendered shapes")
   sizes = tuple((w, h) for h, w in config.buckets)

@@ -217,7 +217,6 @@ def curves(
   series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
   x_label: str,
   y_label: str,
-  log_y: bool = False,
 ) -> Markup:
   """Lines over x as inline SVG; noisy ones also smoothed.
 
@@ -225,7 +224,6 @@ def curves(
     series: name to (xs, ys).
     x_label: with unit.
     y_label: with unit.
-    log_y: logarithmic scale.
   """
   # Not at the top: it takes half a second, which only pages with curves need.
   import matplotlib
@@ -241,7 +239,6 @@ def curves(
       axes.plot(xs, ys, color=colour, alpha=0.25, linewidth=1)
       axes.plot(xs, _smooth(ys), color=colour, linewidth=1.6, label=name)
     axes.set(xlabel=x_label, ylabel=y_label)
-    axes.set_yscale("log" if log_y else "linear")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.2)
     if len(series) > 1:

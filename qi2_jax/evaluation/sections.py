@@ -17,7 +17,8 @@ def scores(folder: str | os.PathLike, pictures: int = 12) -> list[Markup]:
 
   Args:
     folder: what `python -m qi2_jax.evaluate` wrote.
-    pictures: samples to show per kind and split; always the first ones.
+    pictures: samples to show per kind and split, of edits half as many;
+      always the first ones.
   """
   results = store.read_results(folder)
   samples = store.read_samples(folder, pictures)
@@ -29,7 +30,10 @@ def scores(folder: str | os.PathLike, pictures: int = 12) -> list[Markup]:
   if results.get("t2i"):
     out += [_t2i_table(results), _t2i_samples(by_suite["t2i"])]
   if results.get("edit"):
-    out += [_edit_table(results), _edit_samples(by_suite["edit"])]
+    out += [
+      _edit_table(results),
+      _edit_samples(by_suite["edit"], pictures // 2),
+    ]
   if results.get("captions"):
     out += [_captions(results["captions"], by_suite["captions"])]
   return out
@@ -184,7 +188,7 @@ def _split_gallery(group: Sequence[store.Sample]) -> Markup:
   )
 
 
-def _edit_samples(samples: Sequence[store.Sample]) -> Markup:
+def _edit_samples(samples: Sequence[store.Sample], count: int) -> Markup:
   labels = {"source": "source", "model": "result", "truth": "exact target"}
   held_out = [s for s in samples if s.split == "held_out"] or samples
   blocks = []
@@ -192,10 +196,12 @@ def _edit_samples(samples: Sequence[store.Sample]) -> Markup:
     items = [
       report.strip(
         [(labels[role], s.images[role]) for role in labels],
-        f"{s.prompt} (O {s.figures['O']:.2f})",
+        report.join(
+          [s.prompt, report.tag("small", f" O {s.figures['O']:.2f}")]
+        ),
         bool(s.figures["all"]),
       )
-      for s in group
+      for s in group[:count]
     ]
     blocks.append(report.subsection(kind, report.strips(items)))
   return report.section(

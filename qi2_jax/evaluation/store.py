@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,7 +56,8 @@ def create(folder: str | os.PathLike) -> pathlib.Path:
   path = pathlib.Path(folder)
   try:
     path.mkdir(parents=True, exist_ok=True)
-    write_text(path / "report.html", "Evaluation in progress.\n")
+    with tempfile.TemporaryFile(dir=path):
+      pass
   except OSError as error:
     raise InputError(
       f"Cannot write to {path} ({error.strerror}); choose another --out."

@@ -35,7 +35,8 @@ small { color: var(--soft); font-size: 12px; }
 .tiles { display: grid; gap: 12px; margin: 0 0 20px;
   grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
 .tiles div { background: var(--paper); border: 1px solid var(--line);
-  border-radius: 12px; padding: 14px 16px; display: grid; }
+  border-radius: 12px; padding: 14px 16px; display: grid;
+  align-content: start; }
 .tiles strong { font-size: 26px; line-height: 1.2;
   font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; margin: 0 0 12px; }
@@ -76,6 +77,7 @@ figcaption { font-size: 12px; line-height: 1.35; color: var(--soft);
 .strip.pass { border-left: 3px solid var(--good); }
 .strip.fail { border-left: 3px solid var(--bad); }
 .strip > p { font-size: 13px; margin: 0 0 8px; }
+.strip > p small { white-space: nowrap; }
 .cells { display: grid; grid-auto-flow: column; gap: 8px;
   grid-auto-columns: minmax(0, 1fr); }
 .plot { display: inline-block; width: 100%; }

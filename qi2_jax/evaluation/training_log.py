@@ -78,7 +78,6 @@ def plots(stages: Sequence[tuple[str, pathlib.Path]]) -> Markup:
           {name: (steps, [row[name] for row in rows])},
           "step",
           "PSNR (dB)" if name == "psnr" else f"{title} {name}",
-          log_y=name == "loss",
         ),
       )
       for name in names

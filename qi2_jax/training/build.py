@@ -72,7 +72,7 @@ def frozen_vae(config) -> tuple[vae.VAE, dict]:
   module = new_vae(config)
   side = 2 * module.config.factor
   image = jnp.zeros((1, side, side, module.config.image_channels))
-  return module, dict(module.init(jax.random.key(0), image))
+  return module, dict(jax.jit(module.init)(jax.random.key(0), image))
 
 
 def conditioner(config, factor: int) -> Conditioner:

@@ -66,8 +66,7 @@ class CheckpointStore:
     Raises:
       InputError: the saved arrays are of another model.
     """
-    saved = self._manager.item_metadata(step)["state"]
-    check_same_tree(saved, abstract, f"checkpoint {step}")
+    check_same_tree(self._saved(step), abstract, f"checkpoint {step}")
     out = self._manager.restore(
       step,
       args=ocp.args.Composite(
@@ -83,19 +82,24 @@ class CheckpointStore:
     Raises:
       InputError: the saved arrays are of another model.
     """
-    path = os.path.join(str(self._manager.directory), str(step), "state")
+    item = {name: abstract}
+    saved = {name: self._saved(step).get(name, {})}
+    check_same_tree(saved, item, f"checkpoint {step}")
     with ocp.PyTreeCheckpointer() as reader:
-      saved = reader.metadata(path).item_metadata.tree
-      check_same_tree(
-        {name: saved.get(name, {})}, {name: abstract}, f"checkpoint {step}"
-      )
-      item = {name: abstract}
       args = ocp.args.PyTreeRestore(
         item=item,
         restore_args=ocp.checkpoint_utils.construct_restore_args(item),
         partial_restore=True,
       )
-      return reader.restore(path, args=args)[name]
+      return reader.restore(self._path(step), args=args)[name]
+
+  def _path(self, step: int) -> str:
+    return os.path.join(str(self._manager.directory), str(step), "state")
+
+  def _saved(self, step: int) -> dict:
+    """Shapes of the saved arrays, as nested dicts."""
+    with ocp.PyTreeCheckpointer() as reader:
+      return reader.metadata(self._path(step)).item_metadata.tree
 
   def close(self) -> None:
     """Waits for saves in flight and releases the folder."""

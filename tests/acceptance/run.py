@@ -14,6 +14,7 @@ import datetime
 import os
 import sys
 import time
+from collections.abc import Callable
 
 from absl import app, flags
 
@@ -34,11 +35,12 @@ CHECKS: dict[str, Check] = {
     0.35, lambda: checks.demo()["t2i"]["glyph"]["held_out"]
   ),
   "demo: edits, mean O, twice that of copying the source": lambda: _edits(
-    "copy_source_O"
+    lambda mean: 2 * mean["copy_source_O"]
   ),
-  # Copying scores 0 by definition, so this is the bar that can fail.
-  "demo: edits, mean O, twice that of shuffled instructions": lambda: _edits(
-    "chance_O"
+  # Copying scores 0 by definition and a blank image about 0.4 (much of what
+  # has to change becomes background), so this is the bar that can fail.
+  "demo: edits, mean O, 0.1 above shuffled instructions": lambda: _edits(
+    lambda mean: mean["chance_O"] + 0.1
   ),
   "demo: share of time waiting for data": at_most(0.05, checks.worst_data_wait),
   "demo: seconds of all phases": at_most(
@@ -56,11 +58,11 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def _edits(reference: str) -> Outcome:
+def _edits(bar: Callable[[dict], float]) -> Outcome:
   mean = checks.demo()["edit"]["mean"]
-  bar = 2 * mean[reference]
-  passed = mean["O"] > 0 and mean["O"] >= bar
-  return Outcome(f"{mean['O']:.4g}", f">= {bar:.4g}", passed)
+  low = bar(mean)
+  passed = mean["O"] > 0 and mean["O"] >= low
+  return Outcome(f"{mean['O']:.4g}", f">= {low:.4g}", passed)
 
 
 def measure(name: str) -> dict:

@@ -153,10 +153,10 @@ def test_files_hold_every_sample_and_the_report_shows_the_first(perfect):
     "versions": {}, "machine": "m", "device": "d",
   }  # fmt: skip
   store.write_json(perfect.folder / "results.json", results)
-  evaluate.write_report(perfect.folder, pictures=3)
+  evaluate.write_report(perfect.folder, pictures=4)
   page = (perfect.folder / "report.html").read_text()
-  # Per kind: 3 x 2 splits of T2I, and 3 edits of 3 images.
-  assert page.count("<img") == 6 * 3 * 2 + 6 * 3 * 3
+  # Per kind: 4 x 2 splits of T2I, and 2 edits of 3 images.
+  assert page.count("<img") == 6 * 4 * 2 + 6 * 2 * 3
   assert "&lt;stand-in&gt;" in page and "<stand-in>" not in page
   assert "position" in sections.summary(results)
 

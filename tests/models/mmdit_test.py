@@ -52,14 +52,16 @@ def test_parameters_do_not_depend_on_the_sequence():
 
 
 def test_a_fresh_model_predicts_zero():
-  params = jax.jit(lambda k: mmdit.init_params(MMDiT(TINY), k))(
-    jax.random.key(0)
-  )
-  out = MMDiT(TINY).apply(
-    {"params": params}, tiny_models.noise(TINY), jnp.ones(2),
-    tiny_models.conditioning(TINY),
-  )  # fmt: skip
-  assert (out == 0).all()
+  model, cond = MMDiT(TINY), tiny_models.conditioning(TINY)
+
+  @jax.jit
+  def fresh(key):
+    params = mmdit.init_params(model, key)
+    return model.apply(
+      {"params": params}, tiny_models.noise(TINY), jnp.ones(2), cond
+    )
+
+  assert (fresh(jax.random.key(0)) == 0).all()
 
 
 @pytest.mark.parametrize("name, value", [
@@ -192,38 +194,42 @@ def test_every_variant_reaches_every_parameter(
   np.testing.assert_array_equal(used, ~slots)  # latents replace slot states
 
 
+@pytest.fixture(scope="module")
+def plain(edit):
+  return velocity_and_sensitivities(TINY, *edit)
+
+
+def assert_equal_trees(ours, theirs, tolerance):
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+    assert tiny_models.relative(a, b) <= tolerance
+
+
 @pytest.mark.parametrize("remat", ["full", "dots"])
-def test_remat_changes_nothing(remat, edit):
-  plain = velocity_and_sensitivities(TINY, *edit)
+def test_remat_changes_nothing(remat, edit, plain):
   config = dataclasses.replace(TINY, remat=remat)
-  for ours, theirs in zip(
-    jax.tree.leaves(velocity_and_sensitivities(config, *edit)),
-    jax.tree.leaves(plain),
-  ):
-    assert tiny_models.relative(ours, theirs) <= 1e-5
+  assert_equal_trees(velocity_and_sensitivities(config, *edit), plain, 1e-5)
 
 
-def test_chunks_change_nothing(edit, monkeypatch):
-  plain = velocity_and_sensitivities(TINY, *edit)
+def test_chunks_change_nothing(edit, plain, monkeypatch):
   monkeypatch.setattr(attention, "CHUNK", 7)
-  for ours, theirs in zip(
-    jax.tree.leaves(velocity_and_sensitivities(TINY, *edit)),
-    jax.tree.leaves(plain),
-  ):
-    assert tiny_models.relative(ours, theirs) <= 2e-5
+  assert_equal_trees(velocity_and_sensitivities(TINY, *edit), plain, 2e-5)
 
 
 def test_the_cache_serves_every_noise_level_and_target(edit):
-  x, _, cond = edit
+  cond = edit[2]
   model = MMDiT(TINY)
   variables = {"params": tiny_models.mmdit_params(model)}
-  cache = model.apply(variables, cond, method="prefix_cache")
-  for seed, levels in [(1, [0.0, 1.0]), (2, [0.4, 0.7])]:
-    x, sigma = tiny_models.noise(TINY, seed=seed), jnp.array(levels)
-    whole = model.apply(variables, x, sigma, cond)
+  cache = jax.jit(lambda: model.apply(variables, cond, method="prefix_cache"))()
+
+  @jax.jit
+  def both(x, sigma):
     cached = model.apply(
       variables, x, sigma, cache, cond.layout, method="decode"
     )
+    return cached, model.apply(variables, x, sigma, cond)
+
+  for seed, levels in [(1, [0.0, 1.0]), (2, [0.4, 0.7])]:
+    cached, whole = both(tiny_models.noise(TINY, seed=seed), jnp.array(levels))
     assert tiny_models.relative(cached, whole) <= 1e-5
 
 
@@ -237,12 +243,11 @@ def test_variants_without_a_cache_say_so(field, value, edit):
     MMDiT(config).apply({"params": params}, edit[2], method="prefix_cache")
 
 
-def test_bf16_compute_stays_close(edit):
-  x, sigma, cond = edit
-  variables = {"params": tiny_models.mmdit_params(MMDiT(TINY))}
-  exact = MMDiT(TINY).apply(variables, x, sigma, cond)
+def test_bf16_compute_stays_close(edit, plain):
+  exact = plain[1]
   config = dataclasses.replace(TINY, dtype=jnp.bfloat16)
-  out = MMDiT(config).apply(variables, x, sigma, cond)
+  variables = {"params": tiny_models.mmdit_params(MMDiT(TINY))}
+  out = jax.jit(lambda: MMDiT(config).apply(variables, *edit))()
   assert out.dtype == jnp.float32
   error = float(jnp.linalg.norm(out - exact) / jnp.linalg.norm(exact))
   assert 1e-4 < error < 0.03

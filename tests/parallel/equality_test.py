@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eight devices compute what one computes: loss, gradients, train step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_models
+
+from qi2_jax.flow.schedules import ShiftConfig
+from qi2_jax.models import mmdit, vae
+from qi2_jax.parallel import sharding
+from qi2_jax.parallel.mesh import create_mesh
+from qi2_jax.training import state, steps
+
+BATCH, TARGET = 8, (4, 4)
+MESHES = {
+  "data2_fsdp2_tensor2": {"data": 2, "fsdp": 2, "tensor": 2},
+  "fsdp8": {"fsdp": 8},
+  "data4_seq2": {"data": 4, "seq": 2},
+}
+KEY = jax.random.key(3)
+
+
+def flow_problem():
+  """Loss, parameters, rules and a batch with one reference per sample."""
+  config = tiny_models.MMDIT
+  model = mmdit.MMDiT(config)
+  cond = tiny_models.conditioning(
+    config, words=(1, 4, 2, 6, 3, 5, 1, 2), references=((4, 2),),
+    target=TARGET, length=12,
+  )  # fmt: skip
+  batch = {
+    "latents_BNZ": tiny_models.noise(config, BATCH, TARGET, seed=4),
+    "condition": cond,
+  }
+  loss = steps.flow_matching_loss(
+    model, logit_mean=0.0, logit_std=1.0, shift=ShiftConfig()
+  )
+  params = tiny_models.mmdit_params(model)
+  return loss, params, mmdit.SHARDING_RULES, batch
+
+
+def vae_problem():
+  """The same for the VAE; its loss needs images in [-1, 1]."""
+  model = vae.VAE(tiny_models.VAE)
+  image = jnp.tanh(tiny_models.noise(tiny_models.MMDIT, BATCH, (32, 12)))
+  image = image.reshape(BATCH, 32, 32, 3)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+  ones = jax.tree.map(lambda s: np.ones(s.shape, np.float32), shapes)
+  loss = steps.vae_loss_fn(model, smoothing=0.3)
+  return loss, tiny_models.randomise(ones), vae.SHARDING_RULES, {"image": image}
+
+
+PROBLEMS = {"flow": flow_problem, "vae": vae_problem}
+
+
+def run(problem, spec):
+  """One train step and its gradients on a mesh; numpy results.
+
+  Adam's epsilon is large: with the default the first update is the sign of
+  the gradient, and the sign of a rounding error is not reproducible.
+  """
+  loss, params, rules, batch = problem
+  devices = jax.devices()[: 8 if spec else 1]
+  mesh = create_mesh(spec, devices)
+  optimizer = optax.adamw(1e-2, eps=1e-3)
+  whole = state.create(params, optimizer)
+  shardings = sharding.tree_shardings(whole, rules, mesh)
+  whole = jax.device_put(whole, shardings)
+  batch = sharding.put_batch(jax.tree.map(np.asarray, batch), mesh)
+  step = steps.make_step(loss, optimizer, ema_decay=0.9)
+
+  def both(whole, batch):
+    grads = jax.grad(loss, has_aux=True)(whole.params, batch, KEY)[0]
+    return grads, *step(whole, batch, KEY)
+
+  with jax.set_mesh(mesh):
+    compiled = (
+      jax.jit(both, out_shardings=(shardings.params, shardings, None))
+      .lower(whole, batch)
+      .compile()
+    )
+    out = compiled(whole, batch)
+  text = compiled.as_text()
+  collective = any(
+    op in text for op in ("all-reduce", "all-gather", "reduce-scatter")
+  )
+  assert collective == bool(spec)
+  return jax.device_get(out)
+
+
+@pytest.fixture(scope="module", params=PROBLEMS)
+def problem(request):
+  made = PROBLEMS[request.param]()
+  return made, run(made, {})
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_eight_devices_equal_one(name, problem):
+  made, (grads, new, metrics) = problem
+  grads_8, new_8, metrics_8 = run(made, MESHES[name])
+  assert abs(metrics_8["loss"] / metrics["loss"] - 1) <= 1e-5
+  for key, value in metrics.items():
+    assert abs(metrics_8[key] / value - 1) <= 1e-4, key
+  for tree_8, tree in [(grads_8, grads), (new_8, new)]:
+    for (path, leaf_8), leaf in zip(
+      jax.tree_util.tree_leaves_with_path(tree_8), jax.tree.leaves(tree)
+    ):
+      assert tiny_models.relative(leaf_8, leaf) <= 1e-4, path

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole stage: tiny runs, exact resume, bad input, sampling."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from data_pipelines.shapes.generate import Options, generate
+from experiments import pretrain, sft, vae
+from qi2_jax import train
+from qi2_jax.errors import InputError
+from qi2_jax.flow.generate import Request, SamplingConfig
+from qi2_jax.parallel import mesh as mesh_lib
+from qi2_jax.pipeline import Pipeline
+from qi2_jax.training import build, checkpoints
+
+STAGES = {"vae": vae, "pretrain": pretrain, "sft": sft}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
+  """Eight simulated devices would make these small programs slower."""
+  original = mesh_lib.create_mesh
+  mesh_lib.create_mesh = lambda spec: original(spec, jax.devices()[:1])
+  yield
+  mesh_lib.create_mesh = original
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  path = str(tmp_path_factory.mktemp("data") / "shapes")
+  generate(path, Options(t2i=48, edits=24, sizes=((64, 64),)), workers=1)
+  return path
+
+
+def short(stage: str, data: str, **fields) -> ConfigDict:
+  """The stage's `tiny` variant, shrunk to a few steps of one shape."""
+  config = STAGES[stage].get_config("tiny")
+  config.data.path = data
+  config.data.buckets = ((64, 64),)
+  config.data.batch_size = 8
+  config.num_steps = 6
+  config.save_every = 2
+  config.log_every = 2
+  config.preview_every = 0
+  if "latent_stat_batches" in config:
+    config.latent_stat_batches = 1
+  config.sampling = ConfigDict(dict(steps=2, guidance=2.0, batch_size=4))
+  with config.unlocked():
+    config.update_from_flattened_dict(fields)
+  return config
+
+
+@pytest.fixture(scope="module")
+def vae_workdir(data, tmp_path_factory):
+  workdir = str(tmp_path_factory.mktemp("vae"))
+  assert train.train(short("vae", data), workdir) == 0
+  return workdir
+
+
+class Killed(Exception):
+  """Stands for a power cut: nothing after it runs."""
+
+
+def interrupt_at(monkeypatch, step: int):
+  """Lets the loader die when batch `step` is asked for."""
+  original = train.Loader.iterate
+
+  def dying(self, start_step=0):
+    for i, batch in enumerate(original(self, start_step), start_step):
+      if i == step:
+        raise Killed
+      yield batch
+
+  monkeypatch.setattr(train.Loader, "iterate", dying)
+
+
+def final_state(workdir: str):
+  """Every array of the newest checkpoint, by path."""
+  import orbax.checkpoint as ocp
+
+  steps = [int(s) for s in os.listdir(f"{workdir}/checkpoints") if s.isdigit()]
+  path = os.path.abspath(f"{workdir}/checkpoints/{max(steps)}/state")
+  with ocp.PyTreeCheckpointer() as reader:
+    tree = reader.restore(path)
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves}
+
+
+@pytest.mark.parametrize("stage", ["vae", "pretrain"])
+def test_resume_is_bit_identical(
+  stage, data, vae_workdir, tmp_path, monkeypatch
+):
+  fields = {} if stage == "vae" else {"vae.path": vae_workdir}
+  config = short(stage, data, **fields)
+  whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
+  assert train.train(config, whole) == 0
+  with monkeypatch.context() as patch:
+    interrupt_at(patch, 5)
+    with pytest.raises(Killed):
+      train.train(config, broken)
+  # Step 4 was saved, step 5 is lost and trained again.
+  assert train.train(config, broken) == 0
+  expected, actual = final_state(whole), final_state(broken)
+  assert expected.keys() == actual.keys()
+  assert any("opt_state" in k for k in expected)
+  for name, value in expected.items():
+    np.testing.assert_array_equal(actual[name], value, err_msg=name)
+  rows = [
+    [json.loads(line) for line in open(f"{w}/metrics.jsonl")]
+    for w in (whole, broken)
+  ]
+  for a, b in zip(*rows, strict=True):
+    assert (a["step"], a["loss"]) == (b["step"], b["loss"])
+
+
+def test_sft_starts_from_pretraining_and_samples(data, vae_workdir, tmp_path):
+  first, second = str(tmp_path / "pretrain"), str(tmp_path / "sft")
+  fields = {"vae.path": vae_workdir, "num_steps": 2}
+  assert train.train(short("pretrain", data, **fields), first) == 0
+  fields |= {"init": first, "optimizer.learning_rate": 0.0, "num_steps": 1}
+  assert train.train(short("sft", data, **fields), second) == 0
+  a, b = Pipeline.load(first), Pipeline.load(second)
+  # A learning rate of 0 leaves only the EMA's rounding.
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-8),
+    a.params, b.params,
+  )  # fmt: skip
+  reference = np.zeros((64, 64, 4), np.uint8)
+  requests = [
+    Request("a red circle", (), 64, 64, seed=1),
+    Request("make the circle blue", (reference,), 64, 64, seed=2),
+    Request("a red circle", (), 64, 64, seed=3),
+  ]
+  config = SamplingConfig(steps=2, guidance=2.0, batch_size=2)
+  images = b(requests, config)
+  assert [i.shape for i in images] == [(64, 64, 4)] * 3
+  assert all(np.isfinite(i).all() for i in images)
+  alone = b(requests[2:], config)[0]
+  np.testing.assert_allclose(alone, images[2], atol=1e-5)
+  assert np.abs(images[0] - images[2]).max() > 1e-3
+  with pytest.raises(InputError, match="multiple of 16"):
+    b([Request("x", (), 60, 64)], config)
+
+
+def test_stop_signal_saves_and_continues(data, tmp_path, monkeypatch):
+  config = short("vae", data)
+  workdir = str(tmp_path / "run")
+
+  original = train.Loader.iterate
+
+  def signalling(self, start_step=0):
+    for i, batch in enumerate(original(self, start_step), start_step):
+      if i == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield batch
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train.Loader, "iterate", signalling)
+    assert train.train(config, workdir) == 128 + signal.SIGTERM
+  store = checkpoints.CheckpointStore(workdir, read_only=True)
+  assert store.latest() == 4
+  store.close()
+  assert train.train(config, workdir) == 0
+
+
+def test_nan_stops_the_run(data, tmp_path):
+  config = short("vae", data, **{"optimizer.learning_rate": 1e30})
+  with pytest.raises(InputError, match="loss is"):
+    train.train(config, str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    ({"objective": "magic"}, "config.objective='magic' is unknown"),
+    ({"mesh.data": 3}, "does not fill 1 devices"),
+    ({"data.path": "/nowhere/data"}, "does not exist"),
+    ({"vae.preset": "huge"}, "vae preset 'huge' is unknown"),
+    ({"optimizer.schedule": "zigzag"}, "schedule='zigzag' is unknown"),
+  ],
+)
+def test_bad_configs_fail_before_training(fields, message, data, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    train.train(short("vae", data, **fields), str(tmp_path / "run"))
+
+
+def test_foreign_workdirs_are_refused(data, vae_workdir, tmp_path):
+  with pytest.raises(InputError, match=r"another config \(seed: 0 there"):
+    train.train(short("vae", data, seed=1), vae_workdir)
+  with pytest.raises(InputError, match="makes no images"):
+    Pipeline.load(vae_workdir)
+  with pytest.raises(InputError, match="no training workdir"):
+    Pipeline.load(str(tmp_path))
+  with pytest.raises(InputError, match="holds no VAE"):
+    checkpoints.load_vae(str(tmp_path))
+  with pytest.raises(InputError, match="is of another model"):
+    train.train(
+      short("pretrain", data, **{"vae.path": vae_workdir,
+                                 "init": vae_workdir}),
+      str(tmp_path / "run"),
+    )  # fmt: skip
+  locked = tmp_path / "file"
+  locked.write_text("")
+  with pytest.raises(InputError, match="cannot write to workdir"):
+    train.train(short("vae", data), str(locked / "run"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_config_builds(stage):
+  module = STAGES[stage]
+  names = [n for n in ("tiny", "demo", "256", "512") if n in module.__doc__]
+  assert "tiny" in names
+  built = 0
+  for name in names:
+    try:
+      config = module.get_config(name)
+    except ValueError:
+      continue
+    built += 1
+    build.shift_config(config.flow.shift)
+    build.mmdit_config(config.model, 64, config.text.width)
+    build.new_vae(config.vae)
+    assert json.loads(json.dumps(config.to_dict()))
+  assert built >= 3
+  with pytest.raises(ValueError, match="use one of"):
+    module.get_config("nonsense")
+
+
+def test_latent_statistics_normalise(vae_workdir, data):
+  module, variables = checkpoints.load_vae(vae_workdir)
+  samples = train.preview_samples(
+    train.loader_config(short("vae", data).data, (data,), "/tmp", 0)
+  )
+  image = np.stack([s["image"] for s in samples])
+  latents = module.apply(
+    variables, jnp.asarray(image, jnp.float32) / 127.5 - 1, method="encode"
+  )
+  assert abs(float(latents.mean())) < 0.3
+  assert 0.5 < float(latents.std()) < 2.0
