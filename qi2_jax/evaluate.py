@@ -171,13 +171,12 @@ def sampler(
 ) -> suite.Model:
   """A pipeline as a function from cases to uint8 images over white."""
   height, width = config.size
-  channels = pipeline.generator.vae.config.image_channels
 
   def make(cases: Sequence[Case]) -> list[Image]:
     requests = [
       Request(
         prompt=case.prompt, seed=case.seed, height=height, width=width,
-        references=_references(case, channels),
+        references=() if case.source is None else (case.source,),
       )
       for case in cases
     ]  # fmt: skip
@@ -185,14 +184,6 @@ def sampler(
     return [flatten(to_uint8(image)) for image in images]
 
   return make
-
-
-def _references(case: Case, channels: int) -> tuple[np.ndarray, ...]:
-  """The source with opaque alpha where the VAE has four channels."""
-  if case.source is None:
-    return ()
-  opaque = np.full((*case.source.shape[:2], channels - 3), 255, np.uint8)
-  return (np.concatenate([case.source, opaque], axis=-1),)
 
 
 def sampling_config(config, default: SamplingConfig) -> SamplingConfig:

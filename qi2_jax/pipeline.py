@@ -117,10 +117,21 @@ class Pipeline:
     Raises:
       InputError: a size that the VAE cannot produce.
     """
+    channels = self.generator.vae.config.image_channels
+    requests = [
+      dataclasses.replace(
+        r,
+        references=tuple(_with_alpha(i, channels) for i in r.references),
+      )
+      for r in requests
+    ]
     return self.generator(
-      self.params, self.vae_variables, requests, config or self.sampling,
+      self.params,
+      self.vae_variables,
+      requests,
+      config or self.sampling,
       progress,
-    )  # fmt: skip
+    )
 
   def roundtrip(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
     """VAE encode and decode of uint8 `[H, W, 3]` images of any sizes.
@@ -154,6 +165,7 @@ _roundtrip = jax.jit(_roundtrip_fn, static_argnums=0)
 
 
 def _with_alpha(image: np.ndarray, channels: int) -> np.ndarray:
+  """RGB to opaque RGBA where the VAE has four channels."""
   if image.shape[-1] == channels:
     return image
   opaque = np.full((*image.shape[:2], 1), 255, np.uint8)

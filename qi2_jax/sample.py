@@ -107,9 +107,7 @@ def main() -> int:
     if getattr(values, name) is not None
   }
   batch = min(len(requests), pipeline.sampling.batch_size)
-  config = dataclasses.replace(
-    pipeline.sampling, batch_size=batch, **overrides
-  )
+  config = dataclasses.replace(pipeline.sampling, batch_size=batch, **overrides)
   total = len(requests)
   images = pipeline(
     requests, config, lambda n: logging.info("%d/%d images", n, total)

@@ -200,38 +200,9 @@ def train(config, workdir: str) -> int:
       data, task.transform, jax.process_index(), jax.process_count()
     )
     logging.info("data:\n%s", loader.report())
-    tx = optimizer.create(config.optimizer, config.num_steps)
-    store = checkpoints.CheckpointStore(workdir, keep=config.keep_checkpoints)
-    train_state, meta = initial_state(config, task, tx, mesh, store)
-    start = int(train_state.step)
-    if meta and meta["data"] != loader.fingerprint:
-      logging.warning(
-        "the data or its decoders changed since step %d; the run continues, "
-        "but not with the batches it would have seen", start,
-      )  # fmt: skip
-    _log_size(train_state.params, mesh)
-    writers = Writers(workdir, start)
-    batches = loader.iterate(start)
-    samples = preview_samples(data)
-    step_fn = jax.jit(
-      steps.make_step(task.loss, tx, config.ema_decay), donate_argnums=0
-    )
-    settings = loop.LoopConfig(
-      config.num_steps, config.data.batch_size, config.log_every,
-      config.save_every, config.preview_every, config.seed,
-    )  # fmt: skip
     try:
-      train_state, stopped = loop.run(
-        train_state, step_fn, task.encode, batches, settings, mesh=mesh,
-        store=store, writers=writers,
-        meta=lambda step: {"step": step, "data": loader.fingerprint},
-        preview=lambda s, step: task.preview(s.ema, samples),
-      )  # fmt: skip
-      if not stopped:
-        task.finish(train_state.ema, batches)
+      stopped = _run(config, workdir, mesh, task, loader, data)
     finally:
-      store.close()
-      writers.close()
       loader.close()
   if loader.corrupt_count:
     logging.warning(
@@ -243,6 +214,43 @@ def train(config, workdir: str) -> int:
     return 128 + stopped
   logging.info("finished %d steps in %s", config.num_steps, workdir)
   return 0
+
+
+def _run(config, workdir, mesh, task, loader, data) -> int:
+  """Restores the state and runs the loop; returns a signal number or 0."""
+  tx = optimizer.create(config.optimizer, config.num_steps)
+  store = checkpoints.CheckpointStore(workdir, keep=config.keep_checkpoints)
+  train_state, meta = initial_state(config, task, tx, mesh, store)
+  start = int(train_state.step)
+  if meta and meta["data"] != loader.fingerprint:
+    logging.warning(
+      "the data or its decoders changed since step %d; the run continues, "
+      "but not with the batches it would have seen", start,
+    )  # fmt: skip
+  _log_size(train_state.params, mesh)
+  batches = loader.iterate(start)
+  samples = preview_samples(data)
+  step_fn = jax.jit(
+    steps.make_step(task.loss, tx, config.ema_decay), donate_argnums=0
+  )
+  settings = loop.LoopConfig(
+    config.num_steps, config.data.batch_size, config.log_every,
+    config.save_every, config.preview_every, config.seed,
+  )  # fmt: skip
+  writers = Writers(workdir, start)
+  try:
+    train_state, stopped = loop.run(
+      train_state, step_fn, task.encode, batches, settings, mesh=mesh,
+      store=store, writers=writers,
+      meta=lambda step: {"step": step, "data": loader.fingerprint},
+      preview=lambda s, step: task.preview(s.ema, samples),
+    )  # fmt: skip
+    if not stopped:
+      task.finish(train_state.ema, batches)
+  finally:
+    store.close()
+    writers.close()
+  return stopped
 
 
 def _log_size(params, mesh) -> None:

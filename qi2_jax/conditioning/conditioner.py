@@ -50,8 +50,7 @@ class Conditioner:
       `references` (tuple of uint8).
     """
     grids = [
-      (r.shape[0] // self.factor, r.shape[1] // self.factor)
-      for r in references
+      (r.shape[0] // self.factor, r.shape[1] // self.factor) for r in references
     ]
     slots = tuple(num_slots(g) for g in grids)
     length = self.text_length + encoder_lib.num_image_tokens(

@@ -27,7 +27,5 @@ def render(prompt: str, num_references: int = 0) -> str:
   References come first, `<image1>...` upwards, joined by spaces and followed
   directly by the prompt. An empty prompt becomes one space.
   """
-  images = " ".join(
-    IMAGE.format(number=i + 1) for i in range(num_references)
-  )
+  images = " ".join(IMAGE.format(number=i + 1) for i in range(num_references))
   return f"{SYSTEM}{HEADER}{images}{prompt or ' '}{FOOTER}"

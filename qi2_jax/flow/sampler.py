@@ -72,9 +72,7 @@ def guided_velocity(
   if negative is None:
     return conditional_velocity(model, variables, cond, use_cache=use_cache)
   both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, negative)
-  velocity = conditional_velocity(
-    model, variables, both, use_cache=use_cache
-  )
+  velocity = conditional_velocity(model, variables, both, use_cache=use_cache)
 
   def guided(x, sigma):
     positive, other = jnp.split(velocity(jnp.concatenate([x, x]), sigma), 2)

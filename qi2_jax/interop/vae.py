@@ -46,9 +46,9 @@ def merge(params: dict, carried: dict) -> dict:
   """Overlays the `carried` collection onto `params` (disjoint leaves)."""
   out = dict(params)
   for key, value in carried.items():
-    out[key] = merge(out.get(key, {}), value) if isinstance(
-      value, dict
-    ) else value
+    out[key] = (
+      merge(out.get(key, {}), value) if isinstance(value, dict) else value
+    )
   return out
 
 

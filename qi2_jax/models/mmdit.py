@@ -224,9 +224,7 @@ class Block(nn.Module):
     out = None
     if x_t is not None:
       rows_t = self._rows(target)
-      q_t, k_t, v_t = self.attn.qkv(
-        self._normed(x_t, rows_t[0]), target.angles
-      )
+      q_t, k_t, v_t = self.attn.qkv(self._normed(x_t, rows_t[0]), target.angles)
       k_all = jnp.concatenate([keys.astype(k_t.dtype), k_t], axis=1)
       v_all = jnp.concatenate([values.astype(v_t.dtype), v_t], axis=1)
       seen = jnp.concatenate(

@@ -144,14 +144,12 @@ class SpatialAttention(nn.Module):
     b, h, w, c = x.shape
     x_norm = ChannelNorm(name="norm")(x)
     qkv = nn.Dense(3 * c, dtype=self.dtype, name="to_qkv")(x_norm)
-    q, k, v = (
-      t.reshape(b, h * w, 1, c) for t in jnp.split(qkv, 3, axis=-1)
-    )
+    q, k, v = (t.reshape(b, h * w, 1, c) for t in jnp.split(qkv, 3, axis=-1))
     out = jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
     zeros = nn.initializers.zeros
-    return x + nn.Dense(
-      c, dtype=self.dtype, kernel_init=zeros, name="proj"
-    )(out)
+    return x + nn.Dense(c, dtype=self.dtype, kernel_init=zeros, name="proj")(
+      out
+    )
 
 
 class MidBlock(nn.Module):

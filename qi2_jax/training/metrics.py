@@ -96,9 +96,7 @@ class Writers:
     )
     logdir = os.path.join(workdir, "tensorboard")
     writers, has_tf = _clu_writers()
-    board = (
-      writers.SummaryWriter(logdir) if has_tf else _TensorboardX(logdir)
-    )
+    board = writers.SummaryWriter(logdir) if has_tf else _TensorboardX(logdir)
     # Asynchronous, so that the loop never waits for a file system.
     self._board = writers.AsyncMultiWriter([board])
 

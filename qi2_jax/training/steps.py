@@ -28,9 +28,7 @@ def make_step(loss_fn: Loss, optimizer, ema_decay: float):
     key = jax.random.fold_in(key, state.step)
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, metrics), grads = grad_fn(state.params, batch, key)
-    updates, opt_state = optimizer.update(
-      grads, state.opt_state, state.params
-    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = TrainState(
       step=state.step + 1,
@@ -104,4 +102,3 @@ def vae_loss_fn(model: VAE, *, smoothing: float) -> Loss:
     return loss, {"psnr": psnr}
 
   return loss_fn
-

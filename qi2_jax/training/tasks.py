@@ -77,7 +77,9 @@ def vae_task(config, workdir: str, mesh) -> Task:
     return out, latent_statistics(mean)
 
   def preview(ema, samples: Sequence[Sample]):
-    square = [s for s in samples if s["image"].shape == samples[0]["image"].shape]
+    square = [
+      s for s in samples if s["image"].shape == samples[0]["image"].shape
+    ]
     image = np.stack([s["image"] for s in square])
     out = to_uint8(np.asarray(reconstruct(ema, to_unit(image))[0]))
     return {"reconstruction": grid([*image, *out], columns=len(square))}

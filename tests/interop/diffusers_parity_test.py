@@ -200,7 +200,7 @@ def test_wrong_checkpoints_are_named(torch_mmdit):
     return mapping.import_tree(tensors, abstract["params"], mmdit_table.table)
 
   missing = {k: v for k, v in tensors.items() if k != "img_in.weight"}
-  with pytest.raises(InputError, match="no tensor img_in.weight"):
+  with pytest.raises(InputError, match=r"no tensor img_in\.weight"):
     load(missing)
   with pytest.raises(InputError, match="no place"):
     load({**tensors, "extra.weight": np.zeros(1)})

@@ -3,6 +3,7 @@
 
 import json
 import os
+import pathlib
 import signal
 
 import jax
@@ -113,7 +114,7 @@ def test_resume_is_bit_identical(
   for name, value in expected.items():
     np.testing.assert_array_equal(actual[name], value, err_msg=name)
   rows = [
-    [json.loads(line) for line in open(f"{w}/metrics.jsonl")]
+    list(map(json.loads, pathlib.Path(w, "metrics.jsonl").open()))
     for w in (whole, broken)
   ]
   for a, b in zip(*rows, strict=True):
