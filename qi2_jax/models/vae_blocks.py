@@ -117,7 +117,7 @@ class ResBlock(nn.Module):
   def __call__(self, x):
     """`[B, H, W, C]` -> `[B, H, W, features]`."""
 
-    def conv(size, name, init=nn.initializers.lecun_normal()):
+    def conv(size, name, init=nn.linear.default_kernel_init):
       return nn.Conv(
         self.features, (size, size), padding=size // 2, dtype=self.dtype,
         kernel_init=init, name=name,

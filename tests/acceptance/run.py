@@ -50,8 +50,10 @@ CHECKS: dict[str, Check] = {
   "MMDiT and VAE equal diffusers to 1e-5": tests_pass(
     "tests/interop/diffusers_parity_test.py"
   ),
-  "kill -9 and resume is bit-identical": tests_pass("tests", "-k", "kill"),
-  "8 devices equal one": tests_pass("tests", "-k", "sharded or devices"),
+  "kill -9 and resume is bit-identical": tests_pass(
+    "tests/training/kill_test.py"
+  ),
+  "8 devices equal one": tests_pass("tests/parallel"),
   "make test: seconds": at_most(
     720, lambda: checks.seconds_of(["make", "test"])
   ),

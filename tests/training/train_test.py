@@ -114,7 +114,10 @@ def test_resume_is_bit_identical(
   for name, value in expected.items():
     np.testing.assert_array_equal(actual[name], value, err_msg=name)
   rows = [
-    list(map(json.loads, pathlib.Path(w, "metrics.jsonl").open()))
+    [
+      json.loads(line)
+      for line in pathlib.Path(w, "metrics.jsonl").read_text().splitlines()
+    ]
     for w in (whole, broken)
   ]
   for a, b in zip(*rows, strict=True):
