@@ -46,7 +46,7 @@ def _demo():
   config = common.make_tiny(_base())
   # One shape, one compilation; convolutions carry over to the others.
   config.data.buckets = ((64, 64),)
-  config.num_steps = 3000
+  config.num_steps = 2400
   config.data.batch_size = 8
   config.l1_smoothing = 0.3
   config.optimizer.learning_rate = 5e-4
@@ -55,8 +55,8 @@ def _demo():
   config.optimizer.b2 = 0.99
   config.optimizer.weight_decay = 0.0
   config.log_every = 100
-  config.save_every = 1000
-  config.preview_every = 1000
+  config.save_every = 800
+  config.preview_every = 1200
   return config
 
 
