@@ -230,8 +230,11 @@ def _run(config, workdir, mesh, task, loader, data) -> int:
   _log_size(train_state.params, mesh)
   batches = loader.iterate(start)
   samples = preview_samples(data)
+  shardings = jax.tree.map(lambda x: x.sharding, train_state)
   step_fn = jax.jit(
-    steps.make_step(task.loss, tx, config.ema_decay), donate_argnums=0
+    steps.make_step(task.loss, tx, config.ema_decay),
+    donate_argnums=0,
+    out_shardings=(shardings, None),
   )
   settings = loop.LoopConfig(
     config.num_steps, config.data.batch_size, config.log_every,

@@ -116,10 +116,11 @@ def prompt_tokens(
     return ids, 0
   footer = encoder.tokenize(templates.FOOTER)
   kept = longest - len(footer)
-  if kept <= 0 or encoder.slot_id in ids[kept:]:
+  words = len(encoder.tokenize(templates.clean(prompt)))
+  if kept < len(ids) - len(footer) - words:
     raise InputError(
       f"text_length={text_length} is too short for the template and "
-      f"{sum(slots)} image slots; raise config.data.text_length."
+      f"{sum(slots)} image slots; raise config.text.length."
     )
   return ids[:kept] + footer, cut
 

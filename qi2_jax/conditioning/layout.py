@@ -73,7 +73,7 @@ def build_layout(
   if len(is_slot) > text_length:
     raise InputError(
       f"a prompt of {len(is_slot)} tokens exceeds the text length "
-      f"{text_length}; shorten it or raise config.data.text_length."
+      f"{text_length}; shorten it or raise config.text.length."
     )
   slots = [num_slots(g) for g in references]
   if sum(is_slot) != sum(slots):

@@ -21,11 +21,22 @@ SPECIAL_TOKENS = (
 )
 
 
+def clean(prompt: str) -> str:
+  """The prompt without special tokens; an empty one becomes one space.
+
+  A caption scraped with a template in it must not open turns or claim image
+  slots.
+  """
+  for token in SPECIAL_TOKENS:
+    prompt = prompt.replace(token, "")
+  return prompt or " "
+
+
 def render(prompt: str, num_references: int = 0) -> str:
   """The full prompt, with one `<|image_pad|>` per reference image.
 
   References come first, `<image1>...` upwards, joined by spaces and followed
-  directly by the prompt. An empty prompt becomes one space.
+  directly by the cleaned prompt.
   """
   images = " ".join(IMAGE.format(number=i + 1) for i in range(num_references))
-  return f"{SYSTEM}{HEADER}{images}{prompt or ' '}{FOOTER}"
+  return f"{SYSTEM}{HEADER}{images}{clean(prompt)}{FOOTER}"

@@ -109,8 +109,15 @@ class Generator:
   conditioner: Conditioner
 
   def check(self, request: Request) -> None:
-    """Raises InputError for a target the VAE cannot produce."""
+    """Raises InputError for sizes that the VAE or the encoder cannot take."""
     factor = self.conditioner.factor
+    for reference in request.references:
+      height, width = reference.shape[:2]
+      if height % (2 * factor) or width % (2 * factor):
+        raise InputError(
+          f"reference image of {height} x {width} px is not a multiple of "
+          f"{2 * factor} px; resize it."
+        )
     if request.height % factor or request.width % factor:
       raise InputError(
         f"size {request.height} x {request.width} is not a multiple of "

@@ -79,7 +79,7 @@ class Encoder(nn.Module):
                 name="conv_in")(x)  # fmt: skip
     last = len(cfg.dim_mult) - 1
     for i, mult in enumerate(cfg.dim_mult):
-      x = constrain(x, "batch", "rows", None, None)
+      x = constrain(x, "batch", None, None, None)
       x = vae_blocks.DownBlock(
         cfg.base_dim * mult, cfg.num_res_blocks, down=i != last,
         temporal=i != last and cfg.temporal_downsample[i],
@@ -108,7 +108,7 @@ class Decoder(nn.Module):
     x = vae_blocks.MidBlock(cfg.dtype, name="mid")(x)
     for i, dim in enumerate(dims):
       up = i != len(dims) - 1
-      x = constrain(x, "batch", "rows", None, None)
+      x = constrain(x, "batch", None, None, None)
       x = vae_blocks.UpBlock(
         dim, cfg.num_res_blocks, up=up, temporal=up and temporal[i],
         carry_temporal=cfg.carry_temporal, dtype=cfg.dtype, name=f"up_{i}",

@@ -27,7 +27,6 @@ ACTIVATION_AXES = {
   "tokens": "seq",
   "heads": "tensor",
   "mlp": "tensor",
-  "rows": "seq",
   None: None,
 }
 

@@ -2,7 +2,7 @@
 """Step functions: `step(state, batch, key) -> (state, metrics)`.
 
 Pure and jittable; the loop donates the state. A step works on features, not
-on pixels: `qi2_jax.training.features` encodes a host batch on the same mesh.
+on pixels: a task's `encode` turns a host batch into them on the same mesh.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def flow_matching_loss(
   model: MMDiT, *, logit_mean: float, logit_std: float,
   shift: schedules.ShiftConfig | None,
 ) -> Loss:  # fmt: skip
-  """Flow-matching loss of `features.flow_features` batches.
+  """Flow-matching loss of `tasks.flow_task` features.
 
   Args:
     model: the velocity network.

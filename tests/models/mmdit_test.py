@@ -163,12 +163,13 @@ def velocity_and_sensitivities(config, x, sigma, cond):
   )(*args)  # fmt: skip
 
 
-VARIANTS = list(
-  itertools.product(
-    mmdit.VARIANTS["attention"], mmdit.VARIANTS["condition_time"],
-    mmdit.VARIANTS["modulation"], mmdit.VARIANTS["gate"],
-  )
-)  # fmt: skip
+# Half of the 16 combinations, in which every triple of choices occurs.
+FIELDS = ("attention", "condition_time", "modulation", "gate")
+VARIANTS = [
+  tuple(mmdit.VARIANTS[name][i] for name, i in zip(FIELDS, bits))
+  for bits in itertools.product((0, 1), repeat=4)
+  if sum(bits) % 2 == 0
+]
 
 
 @pytest.mark.parametrize("attend, time, modulation, gate", VARIANTS)
