@@ -174,6 +174,11 @@ def test_unusable_input_is_named(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
+def _attend_to_interrupts():
+  """A suite started in the background inherits an ignored SIGINT."""
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_command_leaves_nothing(tmp_path, how):
   folder = tmp_path / "in"
@@ -182,7 +187,9 @@ def test_interrupted_command_leaves_nothing(tmp_path, how):
   (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
   command = [sys.executable, "-m", "data_pipelines.imagefolder"]
   command += [f"--input={folder}", f"--out={tmp_path / 'out'}"]
-  with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+  with subprocess.Popen(
+    command, stderr=subprocess.PIPE, text=True, preexec_fn=_attend_to_interrupts
+  ) as process:
     for _ in range(1000):
       if list(tmp_path.glob("out.tmp-*")):
         break
