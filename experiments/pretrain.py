@@ -34,7 +34,7 @@ def _tiny():
 
 def _demo():
   config = common.make_tiny(common.base_config())
-  config.num_steps = 1000
+  config.num_steps = 900
   config.data.batch_size = 64
   config.data.t2i = 0.8
   config.data.ti2i = 0.2
@@ -43,8 +43,8 @@ def _demo():
   config.optimizer.warmup_steps = 50
   config.optimizer.b2 = 0.99
   config.log_every = 50
-  config.save_every = 250
-  config.preview_every = 500
+  config.save_every = 300
+  config.preview_every = 450
   return config
 
 

@@ -37,7 +37,7 @@ def _tiny():
 
 def _demo():
   config = common.make_tiny(_base())
-  config.num_steps = 800
+  config.num_steps = 750
   config.data.batch_size = 64
   config.data.t2i = 0.5
   config.data.ti2i = 0.5
@@ -46,8 +46,8 @@ def _demo():
   config.optimizer.warmup_steps = 20
   config.optimizer.b2 = 0.99
   config.log_every = 50
-  config.save_every = 200
-  config.preview_every = 800
+  config.save_every = 250
+  config.preview_every = 750
   return config
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from qi2_jax.conditioning import encoder as encoder_lib
 from qi2_jax.conditioning.layout import build_layout, num_slots
@@ -56,7 +57,17 @@ class Conditioner:
     length = self.text_length + encoder_lib.num_image_tokens(
       self.encoder, slots
     )
-    ids, _ = encoder_lib.prompt_tokens(self.encoder, prompt, slots, length)
+    ids, cut = encoder_lib.prompt_tokens(self.encoder, prompt, slots, length)
+    if cut:
+      logging.log_first_n(
+        logging.WARNING,
+        "prompts lose their last words: this one has %d tokens too many for "
+        "config.text.length=%d: %s",
+        3,
+        cut,
+        self.text_length,
+        prompt,
+      )
     system = encoder_lib.num_system_tokens(self.encoder)
     padded = np.zeros(system + length, np.int32)
     padded[: len(ids)] = ids

@@ -178,6 +178,8 @@ class TimeConv(nn.Module):
   @nn.compact
   def __call__(self):
     """Declares the arrays; there is nothing to compute for one frame."""
+    if not self.is_initializing():
+      return
     shape = (1, 1, self.in_features, self.features)
     self.variable("carried", "kernel", jnp.zeros, shape)
     self.variable("carried", "bias", jnp.zeros, (self.features,))

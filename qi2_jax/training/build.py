@@ -50,8 +50,12 @@ def mmdit_config(config, z_dim: int, context_dim: int) -> mmdit.MMDiTConfig:
 
 
 def new_vae(config) -> vae.VAE:
-  """A VAE module from `config.vae`: preset, dtype."""
+  """A VAE module to train from `config.vae`: preset, dtype.
+
+  Temporal kernels are left out: there are none to carry from scratch.
+  """
   base = _preset(vae.PRESETS, config.preset, "vae")
+  base = dataclasses.replace(base, carry_temporal=False)
   if config.dtype is not None:
     base = dataclasses.replace(base, dtype=jnp.dtype(config.dtype))
   return vae.VAE(base)

@@ -167,6 +167,8 @@ def run(
       in_flight.append(metrics["loss"])
       if len(in_flight) > _IN_FLIGHT:
         in_flight.popleft().block_until_ready()
-      if step % config.log_every == 0 or step == config.num_steps:
+      # Always before a save, so that no checkpoint holds a NaN.
+      saving = config.save_every and step % config.save_every == 0
+      if step % config.log_every == 0 or saving or step == config.num_steps:
         _log(step, metrics, meter, writers, config)
         meter.reset(step)

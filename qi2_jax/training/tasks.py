@@ -7,6 +7,7 @@ batch, how a batch becomes features, the loss, and the pictures to look at.
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 
 import jax
@@ -77,12 +78,11 @@ def vae_task(config, workdir: str, mesh) -> Task:
     return out, latent_statistics(mean)
 
   def preview(ema, samples: Sequence[Sample]):
-    square = [
-      s for s in samples if s["image"].shape == samples[0]["image"].shape
-    ]
-    image = np.stack([s["image"] for s in square])
-    out = to_uint8(np.asarray(reconstruct(ema, to_unit(image))[0]))
-    return {"reconstruction": grid([*image, *out], columns=len(square))}
+    shape = samples[0]["image"].shape
+    images = [s["image"] for s in samples if s["image"].shape == shape]
+    out, _ = reconstruct(ema, to_unit(np.stack(images)))
+    both = [*images, *to_uint8(np.asarray(out))]
+    return {"reconstruction": grid(both, columns=len(images))}
 
   def finish(ema, batches):
     moments = [
@@ -106,9 +106,7 @@ def vae_task(config, workdir: str, mesh) -> Task:
 
 def flow_task(config, workdir: str, mesh) -> Task:
   """Flow matching of the MMDiT on T2I and edit records."""
-  vae_module, vae_variables = build.frozen_vae(config.vae)
-  # The workdir keeps its own copy, so that it can be sampled from anywhere.
-  checkpoints.save_vae(f"{workdir}/vae", vae_module.config, vae_variables)
+  vae_module, vae_variables = _own_vae(config, workdir)
   vae_variables = jax.device_put(
     vae_variables, jax.NamedSharding(mesh, jax.P())
   )
@@ -159,6 +157,19 @@ def flow_task(config, workdir: str, mesh) -> Task:
     transform, functools.partial(encode, vae_variables), loss, preview,
     lambda ema, batches: None,
   )  # fmt: skip
+
+
+def _own_vae(config, workdir: str):
+  """The run's VAE. The workdir keeps a copy from its first start.
+
+  A workdir can thus be sampled from anywhere, and a resumed run keeps its
+  latents even if `config.vae.path` was trained on.
+  """
+  if os.path.isdir(f"{workdir}/vae"):
+    return checkpoints.load_vae(workdir)
+  module, variables = build.frozen_vae(config.vae)
+  checkpoints.save_vae(f"{workdir}/vae", module.config, variables)
+  return module, variables
 
 
 TASKS = {"vae": vae_task, "flow_matching": flow_task}

@@ -17,9 +17,11 @@ from experiments import pretrain, sft, vae
 from qi2_jax import train
 from qi2_jax.errors import InputError
 from qi2_jax.flow.generate import Request, SamplingConfig
+from qi2_jax.models.condition import Conditioning, Layout
+from qi2_jax.models.mmdit import MMDiT, init_params
 from qi2_jax.parallel import mesh as mesh_lib
 from qi2_jax.pipeline import Pipeline
-from qi2_jax.training import build, checkpoints
+from qi2_jax.training import build, checkpoints, steps
 
 STAGES = {"vae": vae, "pretrain": pretrain, "sft": sft}
 
@@ -216,6 +218,34 @@ def test_foreign_workdirs_are_refused(data, vae_workdir, tmp_path):
     train.train(short("vae", data), str(locked / "run"))
 
 
+def _trace_one_step(config):
+  """Traces the loss of a config at its real size, without computing it."""
+  key = jax.random.key(0)
+  vae = build.new_vae(config.vae)
+  if config.objective == "vae":
+    loss = steps.vae_loss_fn(vae, smoothing=config.l1_smoothing)
+    params = checkpoints.abstract_vae(vae)["params"]
+    batch = {"image": jnp.zeros((2, 64, 64, vae.config.image_channels))}
+  else:
+    model = MMDiT(build.mmdit_config(config.model, 64, config.text.width))
+    params = jax.eval_shape(lambda: init_params(model, key))
+    loss = steps.flow_matching_loss(
+      model, logit_mean=0.0, logit_std=1.0,
+      shift=build.shift_config(config.flow.shift),
+    )  # fmt: skip
+    conditioner = build.conditioner(config.text, 16)
+    host = conditioner.host("a red circle", (), (64, 64))
+    layout = Layout(**jax.tree.map(lambda x: x[None], host["layout"]))
+    text = jnp.zeros((1, config.text.length, config.text.width))
+    empty = jnp.zeros((1, 0, 64))
+    batch = {
+      "latents_BNZ": jnp.zeros((1, 16, 64)),
+      "condition": Conditioning(text, empty, layout),
+    }
+  grads = jax.eval_shape(jax.grad(loss, has_aux=True), params, batch, key)[0]
+  assert jax.tree.structure(grads) == jax.tree.structure(params)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_config_builds(stage):
   module = STAGES[stage]
@@ -230,7 +260,7 @@ def test_every_config_builds(stage):
     built += 1
     build.shift_config(config.flow.shift)
     build.mmdit_config(config.model, 64, config.text.width)
-    build.new_vae(config.vae)
+    _trace_one_step(config)
     assert json.loads(json.dumps(config.to_dict()))
   assert built >= 3
   with pytest.raises(ValueError, match="use one of"):
