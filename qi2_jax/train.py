@@ -42,13 +42,15 @@ _PREVIEW_IMAGES = 8
 def prepare_workdir(workdir: str, config: dict) -> None:
   """Creates the workdir, or checks that it belongs to this config.
 
+  A config without any checkpoint binds nobody: it is replaced.
+
   Raises:
     InputError: it cannot be written or holds another config.
   """
   path = os.path.join(workdir, "config.json")
   try:
     os.makedirs(workdir, exist_ok=True)
-    if not os.path.exists(path):
+    if not (os.path.exists(path) and checkpoints.has_checkpoint(workdir)):
       with open(path + ".tmp", "w") as file:
         json.dump(config, file, indent=2)
       os.replace(path + ".tmp", path)

@@ -124,9 +124,24 @@ def check_same_tree(saved, wanted, what: str) -> None:
       )
 
 
+def has_checkpoint(workdir: str) -> bool:
+  """Whether a run in `workdir` has saved at least one complete step."""
+  path = os.path.join(workdir, "checkpoints")
+  return os.path.isdir(path) and any(n.isdigit() for n in os.listdir(path))
+
+
 def save_vae(path: str, config: VAEConfig, variables) -> None:
-  """Writes a self-contained VAE folder, replacing an older one."""
+  """Writes a self-contained VAE folder, replacing an older one.
+
+  Raises:
+    InputError: `path` exists and is something else; it is left alone.
+  """
   path = os.path.abspath(path)
+  if os.path.exists(path) and not os.path.isdir(f"{path}/variables"):
+    raise InputError(
+      f"{path} is in the way of the run's own copy of the VAE and is none; "
+      "choose another --workdir."
+    )
   temporary = f"{path}.tmp-{os.getpid()}"
   shutil.rmtree(temporary, ignore_errors=True)
   os.makedirs(temporary)

@@ -7,7 +7,6 @@ batch, how a batch becomes features, the loss, and the pictures to look at.
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Sequence
 
 import jax
@@ -165,7 +164,7 @@ def _own_vae(config, workdir: str):
   A workdir can thus be sampled from anywhere, and a resumed run keeps its
   latents even if `config.vae.path` was trained on.
   """
-  if os.path.isdir(f"{workdir}/vae"):
+  if checkpoints.has_checkpoint(workdir):
     return checkpoints.load_vae(workdir)
   module, variables = build.frozen_vae(config.vae)
   checkpoints.save_vae(f"{workdir}/vae", module.config, variables)

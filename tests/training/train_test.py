@@ -212,6 +212,19 @@ def test_foreign_workdirs_are_refused(data, vae_workdir, tmp_path):
                                  "init": vae_workdir}),
       str(tmp_path / "run"),
     )  # fmt: skip
+  # A foreign folder named `vae` is never overwritten.
+  mine = tmp_path / "runs" / "vae"
+  mine.mkdir(parents=True)
+  (mine / "precious.txt").write_text("keep")
+  with pytest.raises(InputError, match="in the way"):
+    train.train(short("pretrain", data), str(tmp_path / "runs"))
+  assert (mine / "precious.txt").read_text() == "keep"
+  # A failed start leaves the workdir free for the corrected command.
+  with pytest.raises(InputError, match="'huge' is unknown"):
+    train.train(
+      short("vae", data, **{"vae.preset": "huge"}), str(tmp_path / "again")
+    )
+  train.prepare_workdir(str(tmp_path / "again"), short("vae", data).to_dict())
   locked = tmp_path / "file"
   locked.write_text("")
   with pytest.raises(InputError, match="cannot write to workdir"):
