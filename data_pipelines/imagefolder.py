@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import pathlib
-import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -30,6 +29,7 @@ from typing import Any
 from absl import app, flags
 
 from data_pipelines import images
+from data_pipelines.cli import clean_exit
 from data_pipelines.errors import InputError
 from data_pipelines.records import DatasetWriter, Record, read_manifest
 
@@ -367,18 +367,10 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unknown arguments {argv[1:]}.")
   values = flags.FLAGS
-  # kill becomes an exception, so that the temporary folder is removed.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-  try:
+  with clean_exit():
     convert(
       values.input, values.out, values.shards, values.held_out, values.threads
     )
-  except InputError as error:
-    print(f"Error: {error}", file=sys.stderr)
-    sys.exit(2)
-  except KeyboardInterrupt:
-    print("Interrupted; nothing was written.", file=sys.stderr)
-    sys.exit(130)
   print(summarise(values.out))
   if values.held_out:
     print(summarise(held_out_path(values.out)))

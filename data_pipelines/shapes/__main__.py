@@ -7,11 +7,11 @@
 Sizes are WIDTHxHEIGHT. Kinds may carry weights: --kinds=glyph:3,position:2.
 """
 
-import signal
 import sys
 
 from absl import app, flags
 
+from data_pipelines.cli import clean_exit
 from data_pipelines.errors import InputError
 from data_pipelines.shapes import vocabulary as vocab
 from data_pipelines.shapes.contact_sheet import contact_sheet
@@ -95,21 +95,13 @@ def main(argv: list[str]):
     raise app.UsageError(f"Unknown arguments {argv[1:]}.")
   if not values.out and not values.contact_sheet:
     raise app.UsageError("Give --out, --contact_sheet or both.")
-  # kill becomes an exception, so that the temporary folder is removed.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-  try:
+  with clean_exit():
     options = _options()
     if values.contact_sheet:
       contact_sheet(values.contact_sheet, options)
       print(f"Wrote {values.contact_sheet}.", file=sys.stderr)
     if values.out:
       generate(values.out, options, values.workers)
-  except InputError as error:
-    print(f"Error: {error}", file=sys.stderr)
-    sys.exit(2)
-  except KeyboardInterrupt:
-    print("Interrupted; nothing was written.", file=sys.stderr)
-    sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -165,6 +165,13 @@ class VAE(nn.Module):
     return self.decode_raw(mean), mean, logvar
 
 
+def init_variables(module: VAE, key: jax.Array) -> dict:
+  """Fresh variables; their shapes do not depend on the image size."""
+  side = 2 * module.config.factor
+  image = jnp.zeros((1, side, side, module.config.image_channels))
+  return dict(module.init(key, image))
+
+
 def identity_stats(z_dim: int) -> dict:
   """Latent statistics that leave latents as they are."""
   return {"mean": jnp.zeros((z_dim,)), "std": jnp.ones((z_dim,))}

@@ -74,9 +74,8 @@ def frozen_vae(config) -> tuple[vae.VAE, dict]:
     "meaningless"
   )
   module = new_vae(config)
-  side = 2 * module.config.factor
-  image = jnp.zeros((1, side, side, module.config.image_channels))
-  return module, dict(jax.jit(module.init)(jax.random.key(0), image))
+  init = jax.jit(lambda key: vae.init_variables(module, key))
+  return module, init(jax.random.key(0))
 
 
 def conditioner(config, factor: int) -> Conditioner:

@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from qi2_jax.errors import InputError
-from qi2_jax.models.vae import VAE, VAEConfig
+from qi2_jax.models.vae import VAE, VAEConfig, init_variables
 from qi2_jax.parallel.sharding import path_name
 
 
@@ -187,6 +187,4 @@ def load_vae(path: str) -> tuple[VAE, dict]:
 
 def abstract_vae(vae: VAE) -> dict:
   """Shapes of the VAE's variables."""
-  side = 2 * vae.config.factor
-  image = jnp.zeros((1, side, side, vae.config.image_channels))
-  return dict(jax.eval_shape(vae.init, jax.random.key(0), image))
+  return jax.eval_shape(lambda: init_variables(vae, jax.random.key(0)))

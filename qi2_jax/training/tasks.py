@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -55,11 +54,9 @@ class Task:
 def vae_task(config, workdir: str, mesh) -> Task:
   """Reconstruction training of the VAE."""
   module = build.new_vae(config.vae)
-  channels = module.config.image_channels
 
   def init(key):
-    side = 2 * module.config.factor
-    return module.init(key, jnp.zeros((1, side, side, channels)))["params"]
+    return vae.init_variables(module, key)["params"]
 
   def transform(sample: Sample, rng):
     del rng
