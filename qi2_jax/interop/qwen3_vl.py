@@ -216,8 +216,8 @@ def _patch_kernel(name: str) -> Entry:
   """Kernel `[i, t, p, p, o]` <-> a Conv3d's `[o, i, t, p, p]`."""
   return Entry(
     name,
-    lambda a: np.ascontiguousarray(np.moveaxis(a, -1, 0)),
-    lambda t, shape: np.ascontiguousarray(np.moveaxis(t, 0, -1)).reshape(shape),
+    lambda a: np.moveaxis(a, -1, 0),
+    lambda t, shape: np.moveaxis(t, 0, -1).reshape(shape),
   )
 
 
