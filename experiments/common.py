@@ -52,9 +52,12 @@ def base_config():
       rendered_edits=256,
     )
   )
-  # Encoder tokens after the system turn (references add theirs); width of
-  # the stand-in's states.
-  config.text = ConfigDict(dict(length=512, width=64))
+  # path: a folder with a Qwen3-VL (or a whole pipeline); empty: the built-in
+  # random encoder of `width` channels. length: encoder tokens after the
+  # system turn (references add theirs).
+  config.text = ConfigDict(
+    dict(path="", length=512, width=64, dtype=placeholder(str))
+  )
   config.vae = ConfigDict(
     dict(path="", preset="qwen_image_2_1", dtype=placeholder(str))
   )

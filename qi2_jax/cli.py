@@ -50,12 +50,21 @@ class _Formatter:
 def run(main: Callable[[], int | None]) -> None:
   """Runs `main` under absl; user errors become one sentence and status 2."""
 
+  def no_words(words):
+    if words:
+      _fail(f"unexpected argument {words[0]!r}; flags start with --.")
+    return main()
+
+  run_words(no_words)
+
+
+def run_words(main: Callable[[list[str]], int | None]) -> None:
+  """`run` for a `main` that takes the words between the flags."""
+
   def guarded(argv):
-    if len(argv) > 1:
-      _fail(f"unexpected argument {argv[1]!r}; flags start with --.")
     try:
       setup()
-      sys.exit(main() or 0)
+      sys.exit(main(argv[1:]) or 0)
     except (InputError, DataInputError, OSError) as error:
       _fail(str(error).strip().splitlines()[-1].strip())
     except KeyboardInterrupt:

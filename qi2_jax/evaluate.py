@@ -180,7 +180,7 @@ def sampler(
       )
       for case in cases
     ]  # fmt: skip
-    images = pipeline(requests, sampling, reporter(label, len(cases)))
+    images = pipeline.generate(requests, sampling, reporter(label, len(cases)))
     return [flatten(to_uint8(image)) for image in images]
 
   return make
@@ -302,7 +302,7 @@ def run(model: str, config, out: str, data: str | None) -> dict[str, Any]:
     "notes": list(pipeline.notes),
     "parameters": {
       "mmdit": _count(pipeline.params),
-      "vae": _count(pipeline.vae_variables["params"]),
+      "vae": _count(pipeline.frozen.vae["params"]),
     },
     "sampling": _plain(sampling),
     "config": config.to_dict(),

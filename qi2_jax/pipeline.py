@@ -1,92 +1,109 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained workdir as one object that makes images."""
+"""A model folder or training workdir as one object that makes images.
+
+pipeline = Pipeline.load("Qwen-Image-2.1")
+images = pipeline(["a cat"], resolution=1024)
+edited = pipeline(["make it night"], images=["photo.png"])
+"""
 
 import dataclasses
-import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from qi2_jax.conditioning.conditioner import to_uint8, to_unit
+from qi2_jax.conditioning.conditioner import (
+  Conditioner,
+  Frozen,
+  to_uint8,
+  to_unit,
+)
+from qi2_jax.conditioning.images import (
+  load_reference,
+  named_size,
+  target_size,
+)
 from qi2_jax.errors import InputError
 from qi2_jax.flow.generate import Generator, Request, SamplingConfig
-from qi2_jax.models import mmdit
-from qi2_jax.training import build, checkpoints
+from qi2_jax.interop import encoder_folder, model_folder, scheduler
+from qi2_jax.interop import lora as lora_files
+from qi2_jax.interop.published import read_json
+from qi2_jax.models import lora, mmdit
+from qi2_jax.models.vae import VAE
+from qi2_jax.training import build, workdir
+
+# Prompts are padded to a multiple of this many tokens, so that few programs
+# serve all of them; ours.
+_TEXT_BUCKET = 128
+_FOLDER_SIDE = 1024  # the public pipeline's default resolution
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-  """MMDiT, VAE and conditioner of one training workdir.
+  """MMDiT, VAE and text encoder, ready to make images.
 
   Attributes:
     generator: the modules.
-    params: MMDiT parameters (the EMA of the run).
-    vae_variables: VAE weights and latent statistics.
-    sampling: the run's own sampling defaults.
-    step: training step of the weights.
-    side: side of the square whose area most training images had, in pixels.
+    params: MMDiT parameters (the EMA of a run).
+    frozen: variables of VAE and text encoder.
+    sampling: the model's own sampling defaults.
+    side: default resolution: side of the square area of images, in pixels.
+    step: training step of the weights, None for an imported model.
     notes: what a reader of the images must know (stand-ins).
   """
 
   generator: Generator
   params: dict
-  vae_variables: dict
+  frozen: Frozen
   sampling: SamplingConfig
-  step: int
   side: int
+  step: int | None
   notes: tuple[str, ...]
 
   @classmethod
-  def load(cls, workdir: str) -> "Pipeline":
-    """Loads the newest checkpoint of a flow-matching workdir.
+  def load(cls, path: str, dtype: str | None = None) -> "Pipeline":
+    """Loads a pipeline folder (diffusers' or imported) or a workdir.
+
+    Args:
+      path: the folder.
+      dtype: `float32` or `bfloat16`, compute dtype of all models and dtype
+        of the weights of MMDiT and encoder. By default a workdir keeps its
+        own, a folder is computed in fp32 on CPU and in bf16 elsewhere.
 
     Raises:
-      InputError: the folder is no such workdir or holds no checkpoint.
+      InputError: the folder is neither, or is damaged.
     """
-    path = os.path.join(workdir, "config.json")
-    if not os.path.exists(path):
-      raise InputError(
-        f"{workdir} is no training workdir (no config.json); pass the "
-        "--workdir of a finished experiments/pretrain.py or sft.py run."
-      )
-    with open(path) as file:
-      config = ConfigDict(json.load(file))
-    if config.objective != "flow_matching":
-      raise InputError(
-        f"{workdir} trained a {config.objective}, which makes no images from "
-        "prompts; pass a pretrain or sft workdir."
-      )
-    vae, vae_variables = checkpoints.load_vae(workdir)
-    conditioner = build.conditioner(config.text, vae.config.factor)
-    model = mmdit.MMDiT(
-      build.mmdit_config(
-        config.model, vae.config.z_dim, conditioner.encoder.width
-      )
-    )
-    store = checkpoints.CheckpointStore(workdir, read_only=True)
-    step = store.latest()
-    if step is None:
-      raise InputError(
-        f"{workdir} holds no finished checkpoint yet; train on first."
-      )
-    abstract = jax.eval_shape(
-      lambda: mmdit.init_params(model, jax.random.key(0))
-    )
-    params = store.restore_part(step, "ema", _on_one_device(abstract))
-    store.close()
-    return cls(
-      generator=Generator(model, vae, conditioner),
-      params=params,
-      vae_variables=vae_variables,
-      sampling=build.sampling_config(config),
-      step=step,
-      side=round(math.sqrt(math.prod(config.data.buckets[0]))),
-      notes=(f"text encoder: {conditioner.encoder.description}",),
-    )
+    if not os.path.isdir(path):
+      raise InputError(f"the model folder {path} does not exist.")
+    if workdir.is_workdir(path):
+      return _from_workdir(path, dtype)
+    model_folder.check_pipeline_folder(path)
+    on_cpu = jax.default_backend() == "cpu"
+    return _from_folder(path, dtype or ("float32" if on_cpu else "bfloat16"))
+
+  @property
+  def channels(self) -> int:
+    """Channels of images: 4 with alpha, 3 without."""
+    return self.generator.vae.config.image_channels
+
+  def with_loras(self, adapters: Sequence[str]) -> "Pipeline":
+    """The pipeline with LoRA adapters merged into the MMDiT.
+
+    Args:
+      adapters: files or folders, each optionally followed by `:WEIGHT`.
+
+    Raises:
+      InputError: an adapter is unreadable or of another model.
+    """
+    params = self.params
+    for adapter in adapters:
+      path, weight = _adapter(adapter)
+      params = jax.jit(lora.merge)(params, _read_lora(path, params),
+                                   weight)  # fmt: skip
+    return dataclasses.replace(self, params=params)
 
   def untrained(self) -> "Pipeline":
     """The same architecture with fresh random weights."""
@@ -103,35 +120,131 @@ class Pipeline:
       self, params=jax.tree.unflatten(tree, leaves), step=0
     )
 
+  def request(
+    self, prompt: str, *, images: Sequence = (), negative_prompt: str = "",
+    height: int | None = None, width: int | None = None,
+    size: str | None = None, resolution: int | None = None, seed: int = 0,
+    latents: np.ndarray | None = None,
+  ) -> Request:  # fmt: skip
+    """One image to make, with references resized and the size settled.
+
+    Args:
+      prompt: text, or edit instruction.
+      images: references: paths, PIL images or uint8 arrays `[H, W, 3 or 4]`.
+      negative_prompt: what guidance steers away from.
+      height: of the result in pixels, with `width`.
+      width: of the result in pixels.
+      size: `16:9` or `1280x768` in place of both.
+      resolution: side of the square area of references and derived sizes.
+      seed: seed of the starting noise.
+      latents: starting noise `[h, w, Z]` in place of the seed.
+
+    Raises:
+      InputError: an unreadable image, or an impossible size.
+    """
+    side = resolution or self.side
+    factor = self.generator.conditioner.factor
+    references = tuple(
+      load_reference(image, side, self.channels) for image in images
+    )
+    if size is not None:
+      if height is not None or width is not None:
+        raise InputError("give either a size or height and width, not both.")
+      height, width = named_size(size, side)
+    height, width = target_size(height, width, references, side, factor)
+    return Request(
+      prompt, references, height, width, seed, negative_prompt, latents
+    )
+
   def __call__(
-    self, requests: Sequence[Request], config: SamplingConfig | None = None,
-    progress: Callable[[int], None] = lambda n: None,
+    self, prompts: Sequence[str], *, guidance: float | None = None,
+    steps: int | None = None, num: int = 1, seed: int = 0,
+    latents: np.ndarray | None = None,
+    progress: Callable[[float], None] = lambda n: None, **options,
   ) -> list[np.ndarray]:  # fmt: skip
-    """Images of `requests`, in order: float32 `[H, W, C]` in [-1, 1].
+    """Images of prompts: float32 `[H, W, C]` in [0, 1].
+
+    Args:
+      prompts: one text, or several.
+      guidance: guidance scale; 1 is off; None is the model's default.
+      steps: Euler steps; None is the model's default.
+      num: images per prompt, with seeds `seed`, `seed + 1`, ...
+      seed: seed of the first image of each prompt.
+      latents: starting noise `[B, h, w, Z]`, one row per image.
+      progress: called with the number of images finished.
+      **options: of `request`: images, negative_prompt, height, width, size,
+        resolution.
+
+    Raises:
+      InputError: bad prompts, images, sizes or numbers.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    rows = noise_rows(latents, len(prompts) * num)
+    requests = [
+      self.request(prompt, seed=seed + n, latents=rows[i * num + n], **options)
+      for i, prompt in enumerate(prompts)
+      for n in range(num)
+    ]
+    config = self.sampling_with(guidance, steps)
+    made = self.generate(requests, config, progress)
+    return [0.5 * image + 0.5 for image in made]
+
+  def sampling_with(
+    self, guidance: float | None = None, steps: int | None = None
+  ) -> SamplingConfig:
+    """The model's sampling defaults with what is not None replaced.
+
+    Raises:
+      InputError: `steps` for a distilled model that has its own levels, or
+        numbers without meaning.
+    """
+    config = self.sampling
+    if guidance is not None:
+      if not math.isfinite(guidance) or guidance < 0:
+        raise InputError(f"guidance {guidance} must be 0 or more.")
+      config = dataclasses.replace(config, guidance=guidance)
+    if steps is not None:
+      if config.sigmas is not None and steps != len(config.sigmas):
+        raise InputError(
+          f"this model samples at its own {len(config.sigmas)} noise levels; "
+          "leave the number of steps out."
+        )
+      config = dataclasses.replace(config, steps=steps)
+    config.levels(256)  # too few steps are found before anything is compiled
+    return config
+
+  def stream(
+    self, requests: Sequence[Request], config: SamplingConfig | None = None,
+    progress: Callable[[float], None] = lambda n: None,
+  ) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
+    """Yields `(number of the request, image)` as batches finish.
 
     Args:
       requests: what to make.
-      config: how to sample; the run's defaults if None.
+      config: how to sample; the model's defaults if None.
       progress: called with the number of images finished.
 
     Raises:
       InputError: a size that the VAE cannot produce.
     """
-    channels = self.generator.vae.config.image_channels
     requests = [
       dataclasses.replace(
         r,
-        references=tuple(_with_alpha(i, channels) for i in r.references),
+        references=tuple(_with_alpha(i, self.channels) for i in r.references),
       )
       for r in requests
     ]
-    return self.generator(
-      self.params,
-      self.vae_variables,
-      requests,
-      config or self.sampling,
-      progress,
+    return self.generator.stream(
+      self.params, self.frozen, requests, config or self.sampling, progress
     )
+
+  def generate(
+    self, requests: Sequence[Request], config: SamplingConfig | None = None,
+    progress: Callable[[float], None] = lambda n: None,
+  ) -> list[np.ndarray]:  # fmt: skip
+    """All images of `stream`, in order: float32 `[H, W, C]` in [-1, 1]."""
+    made = dict(self.stream(requests, config, progress))
+    return [made[i] for i in range(len(requests))]
 
   def roundtrip(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
     """VAE encode and decode of uint8 `[H, W, 3]` images of any sizes.
@@ -139,7 +252,6 @@ class Pipeline:
     Images of one size run as batches of `sampling.batch_size`, so that a
     size costs one compilation.
     """
-    channels = self.generator.vae.config.image_channels
     size = self.sampling.batch_size
     groups: dict[tuple, list[int]] = {}
     for i, image in enumerate(images):
@@ -149,11 +261,92 @@ class Pipeline:
       for start in range(0, len(indices), size):
         chosen = indices[start : start + size]
         padded = chosen + [chosen[-1]] * (size - len(chosen))
-        batch = np.stack([_with_alpha(images[i], channels) for i in padded])
-        made = _roundtrip(self.generator.vae, self.vae_variables, batch)
+        batch = np.stack(
+          [_with_alpha(images[i], self.channels) for i in padded]
+        )
+        made = _roundtrip(self.generator.vae, self.frozen.vae, batch)
         for i, image in zip(chosen, to_uint8(np.asarray(made))):
           out[i] = image[..., :3]
     return out
+
+
+def _adapter(text: str) -> tuple[str, float]:
+  """Splits `PATH:WEIGHT`; a weight is what follows the last colon."""
+  path, colon, weight = text.rpartition(":")
+  if not colon or os.path.exists(text):
+    return text, 1.0
+  try:
+    return path, float(weight)
+  except ValueError as error:
+    raise InputError(
+      f"--lora={text}: {weight!r} is no number; use PATH or PATH:WEIGHT."
+    ) from error
+
+
+def _read_lora(path: str, params) -> lora.Lora:
+  if lora_files.is_native(path):
+    return lora_files.load(path)
+  return lora_files.read(path, params)
+
+
+def noise_rows(latents: np.ndarray | None, count: int) -> list:
+  """Splits starting noise `[B, h, w, Z]` into one row (or None) per image.
+
+  Raises:
+    InputError: the array has another rank or number of rows.
+  """
+  if latents is None:
+    return [None] * count
+  if latents.ndim != 4 or len(latents) != count:
+    raise InputError(
+      f"the starting noise has shape {latents.shape}; {count} images need "
+      f"[{count}, h, w, Z]."
+    )
+  return list(latents)
+
+
+def _from_workdir(path: str, dtype: str | None) -> Pipeline:
+  run = workdir.load(path, dtype)
+  return Pipeline(
+    generator=Generator(run.model, run.conditioner),
+    params=run.params,
+    frozen=run.frozen,
+    sampling=build.sampling_config(run.config),
+    side=round(math.sqrt(math.prod(run.config.data.buckets[0]))),
+    step=run.step,
+    notes=(f"text encoder: {run.conditioner.encoder.description}",),
+  )
+
+
+def _from_folder(path: str, dtype: str) -> Pipeline:
+  compute = jnp.dtype(dtype)
+  schedule = read_json(f"{path}/scheduler/scheduler_config.json")
+  index = read_json(f"{path}/model_index.json")
+  config, params = model_folder.load_mmdit(path, dtype=compute)
+  vae_config, vae_variables = model_folder.load_vae(path)
+  encoder, encoder_params = encoder_folder.load(
+    path, dtype=compute, param_dtype=compute
+  )
+  if encoder.width != config.context_dim:
+    raise InputError(
+      f"the text encoder in {path} has {encoder.width} channels but the "
+      f"transformer expects {config.context_dim}."
+    )
+  vae = VAE(dataclasses.replace(vae_config, dtype=compute))
+  model = mmdit.MMDiT(dataclasses.replace(config, dtype=compute))
+  return Pipeline(
+    generator=Generator(model, Conditioner(encoder, vae, _TEXT_BUCKET)),
+    params=params,
+    frozen=Frozen(vae_variables, encoder_params),
+    sampling=SamplingConfig(
+      batch_size=1, shift=scheduler.shift_config(schedule),
+      sigmas=scheduler.sample_sigmas(index),
+      round_time=compute == jnp.bfloat16,
+    ),
+    side=_FOLDER_SIDE,
+    step=None,
+    notes=(f"text encoder: {encoder.description}",),
+  )  # fmt: skip
 
 
 def _roundtrip_fn(vae, variables, image):
@@ -170,12 +363,3 @@ def _with_alpha(image: np.ndarray, channels: int) -> np.ndarray:
     return image
   opaque = np.full((*image.shape[:2], 1), 255, np.uint8)
   return np.concatenate([image[..., :3], opaque], axis=-1)
-
-
-def _on_one_device(abstract):
-  """Shapes with a concrete sharding, so that a pod's checkpoint loads here."""
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
-    abstract,
-  )

@@ -34,7 +34,7 @@ from qi2_jax.training.tasks import TASKS
 # Fields that may differ when a run is resumed: they do not change the result.
 _FREE_FIELDS = (
   "log_every", "save_every", "preview_every", "keep_checkpoints", "mesh",
-  "data.threads", "data.path", "vae.path", "init", "sampling",
+  "data.threads", "data.path", "vae.path", "text.path", "init", "sampling",
 )  # fmt: skip
 _PREVIEW_IMAGES = 8
 

@@ -1,89 +1,120 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The condition encoder's protocol and its embedded stand-in.
+"""The condition encoder (Qwen3-VL with its tokenizer) and prompt tokens.
 
-The stand-in needs no files: it splits text into words and gives every word a
-fixed random vector. It knows no language. It lets the whole stack run on a
-laptop, and every log and report that uses it says so.
+Without files there is a built-in encoder: a tiny Qwen3-VL with random frozen
+weights. It lets the whole stack run on a laptop through the code that the
+real encoder runs through; it can tell words apart and knows no language.
+Every log and report that uses it says so.
 """
 
 import dataclasses
 import functools
-import hashlib
-import re
 from collections.abc import Sequence
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import tokenizers
 
-from qi2_jax.conditioning import templates
+from qi2_jax.conditioning import templates, vl_layout
+from qi2_jax.conditioning import tokenizer as tokenizer_lib
 from qi2_jax.errors import InputError
+from qi2_jax.models import qwen3_vl
+from qi2_jax.parallel.sharding import path_name
 
 
-class TextEncoder(Protocol):
-  """What the rest of the stack needs from a condition encoder.
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextEncoder:
+  """Qwen3-VL, how it reads text and how it reads images.
 
   Attributes:
-    width: channels of the states.
-    slot_id: token id of an image slot.
+    model: the module; its parameters are passed to `states`.
+    tokenizer: raw string to ids, special tokens recognised.
+    image_mean: per channel, of pixels in [0, 1].
+    image_std: per channel.
     description: one line for logs and reports.
   """
 
-  width: int
-  slot_id: int
-  description: str
+  model: qwen3_vl.Qwen3VL
+  tokenizer: tokenizers.Tokenizer
+  image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+  image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+  description: str = ""
 
-  def tokenize(self, text: str) -> list[int]:
-    """Token ids of a raw string, special tokens recognised."""
-    ...
+  @property
+  def width(self) -> int:
+    """Channels of the states."""
+    return self.model.config.width
 
-  def states(self, ids_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
-    """States before the final norm: `[B, T, C]`, on the device."""
-    ...
-
-
-_PIECES = re.compile(
-  "|".join(re.escape(t) for t in templates.SPECIAL_TOKENS)
-  + r"|<image\d+>|\w+|[^\w ]"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class WordHashEncoder:
-  """Random frozen stand-in: one Gaussian vector per word, order-free.
-
-  Ids are 31-bit hashes of the words, and a vector is drawn from its id, so
-  there is neither a vocabulary nor a table, and no caption is out of it.
-  """
-
-  width: int = 64
-  seed: int = 0
-  description: str = (
-    "word-hash stand-in (random frozen vectors, no language knowledge)"
-  )
+  @property
+  def cell(self) -> int:
+    """Pixels per image slot along each side."""
+    return self.model.config.vision.cell
 
   @property
   def slot_id(self) -> int:
-    """Id of `<|image_pad|>`."""
-    return _word_id(templates.IMAGE_PAD)
+    """Token id of an image slot."""
+    return self.model.config.image_token_id
 
   def tokenize(self, text: str) -> list[int]:
-    """Words, special tokens and punctuation marks, hashed."""
-    return [_word_id(piece) for piece in _PIECES.findall(text)]
+    """Token ids of a raw string; nothing is added to it."""
+    return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-  def states(self, ids_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
-    """Looks every id up; padding gets zeros."""
-    root = jax.random.key(self.seed)
+  def states(self, params, batch) -> jax.Array:
+    """States before the final norm: fp32 `[B, T, C]`, on the device.
 
-    def vector(word):
-      return jax.random.normal(jax.random.fold_in(root, word), (self.width,))
+    Args:
+      params: parameters of `model`.
+      batch: stacked arrays of `Conditioner.host`; RGBA references are seen
+        over white.
+    """
+    images = tuple(
+      vl_layout.normalise(
+        vl_layout.over_white(image), self.image_mean, self.image_std
+      )
+      for image in batch["references"]
+    )
+    states = self.model.apply(
+      {"params": params}, batch["ids"], batch["ids_valid"],
+      batch["positions"], batch["image_index"] if images else None, images,
+    )  # fmt: skip
+    return states.astype(jnp.float32)
 
-    states = jax.vmap(jax.vmap(vector))(ids_BT)
-    return states * valid_BT[:, :, None].astype(jnp.float32)
+
+BUILT_IN = "built-in tiny Qwen3-VL (random frozen weights, knows no language)"
 
 
-def _word_id(word: str) -> int:
-  return int.from_bytes(hashlib.md5(word.encode()).digest()[:4]) >> 1
+def built_in(width: int = 64) -> tuple[TextEncoder, dict]:
+  """The encoder that needs no files, and its parameters.
+
+  Args:
+    width: channels of the states.
+  """
+  tokenizer = tokenizer_lib.built_in().backend_tokenizer
+  preset = qwen3_vl.PRESETS["tiny"]
+  config = dataclasses.replace(
+    preset, width=width, vocab_size=tokenizer.get_vocab_size(),
+    image_token_id=tokenizer.token_to_id(templates.IMAGE_PAD),
+    vision=dataclasses.replace(preset.vision, out_width=width),
+  )  # fmt: skip
+  model = qwen3_vl.Qwen3VL(config)
+  params = jax.jit(lambda key: _fixed(qwen3_vl.init_params(model, key)))(
+    jax.random.key(0)
+  )
+  return TextEncoder(model, tokenizer, description=BUILT_IN), params
+
+
+def _fixed(params) -> dict:
+  """Quiets the residual branches, so that a state is mostly its own token.
+
+  Random attention and MLPs carry no meaning; at full strength they would
+  only blur the words. The factor is ours.
+  """
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: 0.3 * leaf if path_name(path).endswith(
+      ("to_out/kernel", "mlp/out/kernel")
+    ) else leaf,
+    params,
+  )  # fmt: skip
 
 
 def prompt_tokens(

@@ -2,15 +2,41 @@
 """Reference images and output sizes, as the public pipeline has them."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
+from qi2_jax.conditioning.vl_layout import over_white
 from qi2_jax.errors import InputError
 
 # One encoder slot is 32 px wide, so references snap to multiples of it.
 SLOT = 32
+
+
+MAX_REFERENCES = 10  # of the public model
+
+# (width, height) in pixels at resolution 2048, as the public model names
+# them (model card of Qwen-Image-2.1).
+OFFICIAL_SIZES = {
+  "1:1": (2048, 2048),
+  "4:3": (2400, 1792),
+  "3:4": (1792, 2400),
+  "3:2": (2528, 1696),
+  "2:3": (1696, 2528),
+  "16:9": (2752, 1536),
+  "9:16": (1536, 2752),
+}
+
+
+def check_count(count: int) -> None:
+  """Raises InputError for more references than the model takes."""
+  if count > MAX_REFERENCES:
+    raise InputError(
+      f"{count} reference images are too many; the model takes at most "
+      f"{MAX_REFERENCES}."
+    )
 
 
 def area_size(ratio: float, side: int, step: int = SLOT) -> tuple[int, int]:
@@ -21,11 +47,30 @@ def area_size(ratio: float, side: int, step: int = SLOT) -> tuple[int, int]:
   return snap(height), snap(width)
 
 
-def load_reference(path: str, side: int, channels: int) -> np.ndarray:
-  """Reads an image and resizes it once to the area `side`^2.
+def open_image(path: str) -> Image.Image:
+  """Reads an image file, turned as its EXIF says.
+
+  Raises:
+    InputError: the file is missing or no readable image.
+  """
+  try:
+    with Image.open(path) as file:
+      image = ImageOps.exif_transpose(file)
+      if image.mode.startswith("I;16"):
+        # Pillow's own conversion would clip 16 bits instead of scaling them.
+        image = Image.fromarray(np.uint8(np.asarray(image) // 257))
+      return image.convert("RGBA")
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    raise InputError(
+      f"cannot read image {path} ({e}); pass a PNG, JPEG or WebP file."
+    ) from e
+
+
+def load_reference(source, side: int, channels: int) -> np.ndarray:
+  """An image, resized once to the area `side`^2 for encoder and VAE alike.
 
   Args:
-    path: image file.
+    source: path, PIL image, or uint8 array `[H, W, 3 or 4]`.
     side: side of the square of equal area, in pixels.
     channels: 4 keeps alpha (opaque where there is none), 3 composites over
       white.
@@ -34,22 +79,49 @@ def load_reference(path: str, side: int, channels: int) -> np.ndarray:
     uint8 `[h, w, channels]`, sides multiples of 32.
 
   Raises:
-    InputError: the file is missing or no readable image.
+    InputError: the file is missing or no readable image, or has no pixels.
   """
-  try:
-    with Image.open(path) as file:
-      image = file.convert("RGBA")
-  except (OSError, SyntaxError, ValueError) as error:
-    raise InputError(
-      f"cannot read image {path} ({error}); pass a PNG, JPEG or WebP file."
-    ) from error
+  if isinstance(source, np.ndarray):
+    if source.dtype != np.uint8 or source.ndim != 3 or not source.size:
+      raise InputError(
+        f"a reference array has dtype {source.dtype} and shape "
+        f"{source.shape}; pass uint8 [H, W, 3 or 4]."
+      )
+    source = Image.fromarray(source)
+  if isinstance(source, Image.Image):
+    image = source.convert("RGBA")
+  else:
+    image = open_image(source)
+  if not image.width or not image.height:
+    raise InputError("a reference image has no pixels; pass another.")
   height, width = area_size(image.width / image.height, side)
   # Pillow premultiplies alpha when it resizes RGBA.
   image = image.resize((width, height), Image.Resampling.LANCZOS)
-  if channels == 3:
-    white = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(white, image).convert("RGB")
-  return np.asarray(image)
+  pixels = np.asarray(image)
+  return pixels if channels == 4 else over_white(pixels)
+
+
+def named_size(name: str, side: int) -> tuple[int, int]:
+  """(height, width) of `16:9` (a ratio) or `1280x768` (width x height).
+
+  An official ratio at resolution 2048 has the official size; any other has
+  about the area `side`^2.
+
+  Raises:
+    InputError: the name has neither form.
+  """
+  match = re.fullmatch(r"(\d+)([:x])(\d+)", name)
+  if not match or not int(match[1]) or not int(match[3]):
+    raise InputError(
+      f"size {name!r} is neither a ratio such as 16:9 nor WIDTHxHEIGHT such "
+      "as 1280x768."
+    )
+  width, height = int(match[1]), int(match[3])
+  if match[2] == "x":
+    return height, width
+  if side == 2048 and name in OFFICIAL_SIZES:
+    return OFFICIAL_SIZES[name][::-1]
+  return area_size(width / height, side)
 
 
 def target_size(
@@ -60,7 +132,7 @@ def target_size(
 
   Raises:
     InputError: only one of height and width is given, or they are no
-      multiples of the VAE's factor.
+      multiples of two latents.
   """
   if (height is None) != (width is None):
     raise InputError("give both --height and --width, or neither.")
@@ -68,9 +140,10 @@ def target_size(
     if references:
       return references[-1].shape[0], references[-1].shape[1]
     return area_size(1.0, side)
-  if height <= 0 or width <= 0 or height % factor or width % factor:
+  step = 2 * factor
+  if height <= 0 or width <= 0 or height % step or width % step:
     raise InputError(
-      f"size {height} x {width} is not a multiple of {factor} px; choose "
-      "another --height and --width."
+      f"size {height} x {width} (height x width) is not a multiple of "
+      f"{step} px on both sides; choose another."
     )
   return height, width

@@ -17,6 +17,9 @@ from qi2_jax.models.condition import Layout
 
 Grid = tuple[int, int]
 LATENTS_PER_SLOT = 4
+# Rows of the public model's position table. Our angles are computed, so
+# nothing wraps, but beyond it no released weight was ever trained.
+MAX_POSITION = 8192
 
 
 def grid_positions(grid: Grid, frame: int) -> np.ndarray:
@@ -51,6 +54,14 @@ def prefix_length(text_length: int, references: Sequence[Grid]) -> int:
   return text_length + sum(h * w for h, w in references) - slots
 
 
+def _check_end(position: int) -> None:
+  if position >= MAX_POSITION:
+    raise InputError(
+      f"the prompt and its references end at position {position}, but the "
+      f"model's position table has {MAX_POSITION} rows; shorten the prompt."
+    )
+
+
 def build_layout(
   is_slot: Sequence[bool], references: Sequence[Grid], target: Grid,
   text_length: int,
@@ -68,7 +79,8 @@ def build_layout(
     Layout of numpy arrays without a batch axis.
 
   Raises:
-    InputError: slots and references disagree, or the text is too long.
+    InputError: slots and references disagree, the text is longer than
+      `text_length`, or it ends beyond `MAX_POSITION`.
   """
   if len(is_slot) > text_length:
     raise InputError(
@@ -99,6 +111,7 @@ def build_layout(
     token += slots[image]
     out, latents = span.stop, latents + grid[0] * grid[1]
     cursor, image = cursor + max(grid), image + 1
+  _check_end(cursor)
   return Layout(
     source_BP=source,
     blocks_BP=blocks,

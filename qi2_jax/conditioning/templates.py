@@ -12,6 +12,16 @@ HEADER = "<|im_start|>user\n"
 FOOTER = "<|im_end|>\n<|im_start|>assistant\n"
 IMAGE = "<image{number}><|vision_start|><|image_pad|><|vision_end|>"
 IMAGE_PAD = "<|image_pad|>"
+# Renders messages of the public chat form like the strings above; for the
+# processor of an exported built-in encoder.
+CHAT = (
+  "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+  "{% if message.content is string %}{{ message.content }}{% else %}"
+  "{% for part in message.content %}{% if part.type == 'image' %}"
+  "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}"
+  "{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 SPECIAL_TOKENS = (
   "<|im_start|>",
   "<|im_end|>",

@@ -8,12 +8,12 @@ from collections.abc import Callable
 _SECONDS_BETWEEN_LINES = 2.0
 
 
-def reporter(label: str, total: int) -> Callable[[int], None]:
+def reporter(label: str, total: int) -> Callable[[float], None]:
   """Returns a function to call with the number of things finished so far."""
   start = time.monotonic()
   last = start
 
-  def report(done: int) -> None:
+  def report(done: float) -> None:
     nonlocal last
     now = time.monotonic()
     if now - last < _SECONDS_BETWEEN_LINES and done < total:
@@ -21,7 +21,7 @@ def reporter(label: str, total: int) -> Callable[[int], None]:
     last = now
     rate = done / max(now - start, 1e-9)
     print(
-      f"{label}: {done:,}/{total:,}, {rate:.1f}/s", file=sys.stderr, flush=True
+      f"{label}: {done:,.0f}/{total:,}, {rate:.1f}/s", file=sys.stderr, flush=True
     )
 
   return report

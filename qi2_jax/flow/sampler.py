@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Euler sampling as one compiled scan, with guidance and prefix cache."""
+"""Euler sampling as one compiled loop, with guidance and prefix cache."""
 
 from collections.abc import Callable
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from qi2_jax.models.condition import Conditioning
-from qi2_jax.models.mmdit import MMDiT
+from qi2_jax.models.condition import Conditioning, Layout
+from qi2_jax.models.mmdit import MMDiT, PrefixCache
 
 Velocity = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -15,6 +16,11 @@ Velocity = Callable[[jax.Array, jax.Array], jax.Array]
 def guide(v_positive, v_negative, guidance):
   """Classifier-free guidance `v_neg + g (v_pos - v_neg)`, no rescaling."""
   return v_negative + guidance * (v_positive - v_negative)
+
+
+def euler_step(velocity: Velocity, x, sigma, following):
+  """One step of `dx = v dsigma` from `sigma` to `following`."""
+  return x + (following - sigma) * velocity(x, sigma)
 
 
 def euler_scan(velocity: Velocity, x: jax.Array, sigmas: jax.Array):
@@ -27,38 +33,57 @@ def euler_scan(velocity: Velocity, x: jax.Array, sigmas: jax.Array):
   """
 
   def step(x, pair):
-    sigma, following = pair
-    return x + (following - sigma) * velocity(x, sigma), None
+    return euler_step(velocity, x, *pair), None
 
   x = x.astype(jnp.float32)
   return jax.lax.scan(step, x, (sigmas[:-1], sigmas[1:]))[0]
 
 
-def conditional_velocity(
-  model: MMDiT, variables, cond: Conditioning, *, use_cache: bool = True
-) -> Velocity:
-  """`velocity(x, sigma)` for one condition.
+def euler_some(velocity: Velocity, x: jax.Array, sigmas: jax.Array, count):
+  """The first `count` steps of `euler_scan`; `count` may be traced.
 
-  The prefix cache is computed here, once; variants without one (and
-  `use_cache=False`) run the whole sequence at every step.
+  One program thus serves any number of sampling steps, and a host loop over
+  a few calls can show its progress.
   """
 
-  def rows(x, sigma):
-    return jnp.broadcast_to(sigma, (x.shape[0],))
+  def step(i, x):
+    return euler_step(velocity, x, sigmas[i], sigmas[i + 1])
 
-  if use_cache and model.config.cacheable:
-    cache = model.apply(variables, cond, method="prefix_cache")
-    return lambda x, sigma: model.apply(
-      variables, x, rows(x, sigma), cache, cond.layout, method="decode"
-    )
-  return lambda x, sigma: model.apply(variables, x, rows(x, sigma), cond)
+  return jax.lax.fori_loop(0, count, step, x.astype(jnp.float32))
 
 
-def guided_velocity(
-  model: MMDiT, variables, cond: Conditioning, negative: Conditioning | None,
-  guidance, *, use_cache: bool = True,
-) -> Velocity:  # fmt: skip
-  """`velocity(x, sigma)` with guidance; both branches run as one batch.
+def rounded_time(sigma):
+  """The time that the public bf16 pipeline passes to its model.
+
+  It divides 1000 sigma by 1000 in bfloat16, which moves large times by up to
+  two thousandths; only bf16 parity needs it.
+  """
+  time = (1000.0 * sigma).astype(jnp.bfloat16) / jnp.bfloat16(1000)
+  return time.astype(jnp.float32)
+
+
+@flax.struct.dataclass
+class Prepared:
+  """What the velocity of one batch needs at every noise level.
+
+  With guidance the rows are doubled: prompts first, negative prompts second.
+
+  Attributes:
+    layout: token layout.
+    cache: keys and values of the prefix, if the variant has them.
+    cond: the whole condition, if it has not.
+  """
+
+  layout: Layout
+  cache: PrefixCache | None
+  cond: Conditioning | None
+
+
+def prepare(
+  model: MMDiT, variables, cond: Conditioning,
+  negative: Conditioning | None = None, *, use_cache: bool = True,
+) -> Prepared:  # fmt: skip
+  """Joins the branches of guidance and runs the prefix once.
 
   Args:
     model: the network.
@@ -66,19 +91,57 @@ def guided_velocity(
     cond: the prompts.
     negative: the negative prompts with the same reference images, or None
       for no guidance.
-    guidance: scale; 1 equals no guidance.
     use_cache: reuse the prefix across steps where the variant allows.
   """
-  if negative is None:
-    return conditional_velocity(model, variables, cond, use_cache=use_cache)
-  both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, negative)
-  velocity = conditional_velocity(model, variables, both, use_cache=use_cache)
+  if negative is not None:
+    cond = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, negative)
+  if use_cache and model.config.cacheable:
+    cache = model.apply(variables, cond, method="prefix_cache")
+    return Prepared(cond.layout, cache, None)
+  return Prepared(cond.layout, None, cond)
+
+
+def prepared_velocity(
+  model: MMDiT, variables, prepared: Prepared, guidance=None, *,
+  round_time: bool = False,
+) -> Velocity:  # fmt: skip
+  """`velocity(x, sigma)`; both branches of guidance run as one batch.
+
+  Args:
+    model: the network.
+    variables: its variables.
+    prepared: of `prepare`.
+    guidance: scale if `prepared` has negative rows, else None.
+    round_time: see `rounded_time`.
+  """
+
+  def predict(x, sigma):
+    time = rounded_time(sigma) if round_time else sigma
+    rows = jnp.broadcast_to(time, (x.shape[0],))
+    if prepared.cache is None:
+      return model.apply(variables, x, rows, prepared.cond)
+    return model.apply(
+      variables, x, rows, prepared.cache, prepared.layout, method="decode"
+    )
+
+  if guidance is None:
+    return predict
 
   def guided(x, sigma):
-    positive, other = jnp.split(velocity(jnp.concatenate([x, x]), sigma), 2)
+    positive, other = jnp.split(predict(jnp.concatenate([x, x]), sigma), 2)
     return guide(positive, other, guidance)
 
   return guided
+
+
+def guided_velocity(
+  model: MMDiT, variables, cond: Conditioning, negative: Conditioning | None,
+  guidance, *, use_cache: bool = True,
+) -> Velocity:  # fmt: skip
+  """`prepare` and `prepared_velocity` in one; see there."""
+  prepared = prepare(model, variables, cond, negative, use_cache=use_cache)
+  scale = None if negative is None else guidance
+  return prepared_velocity(model, variables, prepared, scale)
 
 
 def sample(

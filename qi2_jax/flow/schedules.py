@@ -53,23 +53,41 @@ def shift(sigma, mu: float):
 
 
 def sampling_sigmas(
-  num_steps: int, num_tokens: int, config: ShiftConfig
+  num_steps: int, num_tokens: int, config: ShiftConfig | None
 ) -> np.ndarray:
   """Levels visited by the sampler, float32 `[num_steps + 1]`, 1 down to 0.
+
+  Evenly spaced, then shifted; without a config they stay evenly spaced.
 
   Raises:
     InputError: num_steps < 1, or 1 with a terminal level (undefined there).
   """
-  if num_steps < 1 or (num_steps == 1 and config.terminal):
+  fewest = 2 if config and config.terminal else 1
+  if num_steps < fewest:
     raise InputError(
-      f"{num_steps} sampling steps are too few; use at least "
-      f"{2 if config.terminal else 1}."
+      f"{num_steps} sampling steps are too few; use at least {fewest}."
     )
-  sigmas = np.linspace(1.0, 1.0 / num_steps, num_steps)
-  sigmas = shift(sigmas, shift_mu(num_tokens, config))
-  if config.terminal:
-    stretch = (1.0 - config.terminal) / (1.0 - sigmas[-1])
-    sigmas = 1.0 - (1.0 - sigmas) * stretch
+  even = np.linspace(1.0, 1.0 / num_steps, num_steps)
+  return shifted_sigmas(even, num_tokens, config)
+
+
+def shifted_sigmas(
+  sigmas, num_tokens: int, config: ShiftConfig | None
+) -> np.ndarray:
+  """Levels as the public scheduler processes them, with the final 0.
+
+  Args:
+    sigmas: `[S]` decreasing levels without the final 0, such as the
+      `sample_sigmas` of a distilled model.
+    num_tokens: latent tokens of the target image.
+    config: shift and terminal level; None returns the levels verbatim.
+  """
+  sigmas = np.asarray(sigmas, np.float64)
+  if config is not None:
+    sigmas = shift(sigmas, shift_mu(num_tokens, config))
+    if config.terminal:
+      stretch = (1.0 - config.terminal) / (1.0 - sigmas[-1])
+      sigmas = 1.0 - (1.0 - sigmas) * stretch
   return np.append(sigmas, 0.0).astype(np.float32)
 
 

@@ -66,58 +66,101 @@ PRESETS = {
 }  # fmt: skip
 
 
+def _conv3(features: int, config: VAEConfig) -> nn.Conv:
+  return nn.Conv(features, (3, 3), padding=1, dtype=config.dtype)
+
+
 class Encoder(nn.Module):
-  """`[B, H, W, C]` -> moments `[B, h, w, 2Z]` before the 1x1 head."""
+  """`[B, H, W, C]` -> moments `[B, h, w, 2Z]` before the 1x1 head.
+
+  Stem and levels see a bounded neighbourhood, the tail sees everything:
+  `vae_tiling` runs the former on tiles.
+  """
 
   config: VAEConfig
 
-  @nn.compact
-  def __call__(self, x):
-    """Runs the encoder on patchified input."""
+  def setup(self):
+    """Declares the parts in the order in which they run."""
     cfg = self.config
-    x = nn.Conv(cfg.base_dim, (3, 3), padding=1, dtype=cfg.dtype,
-                name="conv_in")(x)  # fmt: skip
     last = len(cfg.dim_mult) - 1
-    for i, mult in enumerate(cfg.dim_mult):
-      x = constrain(x, "batch", None, None, None)
-      x = vae_blocks.DownBlock(
+    self.conv_in = _conv3(cfg.base_dim, cfg)
+    self.down = [
+      vae_blocks.DownBlock(
         cfg.base_dim * mult, cfg.num_res_blocks, down=i != last,
         temporal=i != last and cfg.temporal_downsample[i],
         carry_temporal=cfg.carry_temporal, dtype=cfg.dtype,
-        name=f"down_{i}",
-      )(x)  # fmt: skip
-    x = vae_blocks.MidBlock(cfg.dtype, name="mid")(x)
-    x = nn.silu(vae_blocks.ChannelNorm(name="norm_out")(x))
-    return nn.Conv(2 * cfg.z_dim, (3, 3), padding=1, dtype=cfg.dtype,
-                   name="conv_out")(x)  # fmt: skip
+      )
+      for i, mult in enumerate(cfg.dim_mult)
+    ]  # fmt: skip
+    self.mid = vae_blocks.MidBlock(cfg.dtype)
+    self.norm_out = vae_blocks.ChannelNorm()
+    self.conv_out = _conv3(2 * cfg.z_dim, cfg)
+
+  def stem(self, x):
+    """Patchified image to the first feature map."""
+    return self.conv_in(x)
+
+  def level(self, x, index: int):
+    """One level; every level but the last halves the map."""
+    return self.down[index](constrain(x, "batch", None, None, None))
+
+  def tail(self, x):
+    """Attention over the whole map, and the output convolution."""
+    return self.conv_out(nn.silu(self.norm_out(self.mid(x))))
+
+  def __call__(self, x):
+    """Runs the encoder on patchified input."""
+    x = self.stem(x)
+    for index in range(len(self.config.dim_mult)):
+      x = self.level(x, index)
+    return self.tail(x)
 
 
 class Decoder(nn.Module):
-  """Latents `[B, h, w, Z]` -> patchified image."""
+  """Latents `[B, h, w, Z]` -> patchified image.
+
+  The stem sees everything, levels and tail a bounded neighbourhood.
+  """
 
   config: VAEConfig
 
-  @nn.compact
-  def __call__(self, z):
-    """Runs the decoder; the result is not clamped."""
+  def setup(self):
+    """Declares the parts in the order in which they run."""
     cfg = self.config
     dims = [cfg.decoder_base_dim * m for m in reversed(cfg.dim_mult)]
     temporal = tuple(reversed(cfg.temporal_downsample))
-    x = nn.Conv(dims[0], (3, 3), padding=1, dtype=cfg.dtype,
-                name="conv_in")(z)  # fmt: skip
-    x = vae_blocks.MidBlock(cfg.dtype, name="mid")(x)
-    for i, dim in enumerate(dims):
-      up = i != len(dims) - 1
-      x = constrain(x, "batch", None, None, None)
-      x = vae_blocks.UpBlock(
-        dim, cfg.num_res_blocks, up=up, temporal=up and temporal[i],
-        carry_temporal=cfg.carry_temporal, dtype=cfg.dtype, name=f"up_{i}",
-      )(x)  # fmt: skip
-    x = nn.silu(vae_blocks.ChannelNorm(name="norm_out")(x))
-    return nn.Conv(
-      cfg.image_channels * cfg.patch_size**2, (3, 3), padding=1,
-      dtype=cfg.dtype, name="conv_out",
-    )(x)  # fmt: skip
+    last = len(dims) - 1
+    self.conv_in = _conv3(dims[0], cfg)
+    self.mid = vae_blocks.MidBlock(cfg.dtype)
+    self.up = [
+      vae_blocks.UpBlock(
+        dim, cfg.num_res_blocks, up=i != last,
+        temporal=i != last and temporal[i],
+        carry_temporal=cfg.carry_temporal, dtype=cfg.dtype,
+      )
+      for i, dim in enumerate(dims)
+    ]  # fmt: skip
+    self.norm_out = vae_blocks.ChannelNorm()
+    self.conv_out = _conv3(cfg.image_channels * cfg.patch_size**2, cfg)
+
+  def stem(self, z):
+    """Latents to the first feature map, attention over all of it."""
+    return self.mid(self.conv_in(z))
+
+  def level(self, x, index: int):
+    """One level; every level but the last doubles the map."""
+    return self.up[index](constrain(x, "batch", None, None, None))
+
+  def tail(self, x):
+    """The output convolution; the result is not clamped."""
+    return self.conv_out(nn.silu(self.norm_out(x)))
+
+  def __call__(self, z):
+    """Runs the decoder; the result is not clamped."""
+    x = self.stem(z)
+    for index in range(len(self.config.dim_mult)):
+      x = self.level(x, index)
+    return self.tail(x)
 
 
 class VAE(nn.Module):

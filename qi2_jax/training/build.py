@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from absl import logging
 
 from qi2_jax.conditioning.conditioner import Conditioner
-from qi2_jax.conditioning.encoder import WordHashEncoder
+from qi2_jax.conditioning.encoder import built_in
 from qi2_jax.errors import InputError
 from qi2_jax.flow.generate import SamplingConfig
 from qi2_jax.flow.schedules import ShiftConfig
-from qi2_jax.models import mmdit, vae
-from qi2_jax.training import checkpoints
+from qi2_jax.interop import encoder_folder, model_folder
+from qi2_jax.models import mmdit, qwen3_vl, vae
+from qi2_jax.parallel.sharding import tree_shardings
 
 
 def _preset(presets: dict, name: str, what: str):
@@ -68,7 +69,7 @@ def frozen_vae(config) -> tuple[vae.VAE, dict]:
     InputError: the path holds no VAE.
   """
   if config.path:
-    return checkpoints.load_vae(config.path)
+    return load_vae(config.path, config.dtype)
   logging.warning(
     "config.vae.path is empty: the VAE has RANDOM weights; images will be "
     "meaningless"
@@ -78,11 +79,53 @@ def frozen_vae(config) -> tuple[vae.VAE, dict]:
   return module, init(jax.random.key(0))
 
 
-def conditioner(config, factor: int) -> Conditioner:
-  """The conditioner of `config.text` with the embedded encoder."""
-  encoder = WordHashEncoder(width=config.width)
-  logging.warning("text encoder: %s", encoder.description)
-  return Conditioner(encoder, factor, config.length)
+def load_vae(path: str, dtype=None) -> tuple[vae.VAE, dict]:
+  """A frozen VAE from a workdir, a VAE folder or a pipeline folder.
+
+  Args:
+    path: where it is.
+    dtype: compute dtype; None is fp32.
+
+  Raises:
+    InputError: the path holds no VAE.
+  """
+  config, variables = model_folder.load_vae(path)
+  if dtype is not None:
+    config = dataclasses.replace(config, dtype=jnp.dtype(dtype))
+  return vae.VAE(config), variables
+
+
+def conditioner(
+  config, vae_module: vae.VAE, mesh=None
+) -> tuple[Conditioner, dict]:  # fmt: skip
+  """The conditioner of `config.text` and the encoder's parameters.
+
+  Args:
+    config: `config.text`: path of a Qwen3-VL or pipeline folder (empty: the
+      built-in encoder of `width` channels), length, dtype.
+    vae_module: the VAE that encodes reference images.
+    mesh: where the parameters go, by the encoder's rule table; None leaves
+      them on the host or one device.
+
+  Raises:
+    InputError: the path holds no such model.
+  """
+
+  def shardings(abstract):
+    return tree_shardings(abstract, qwen3_vl.SHARDING_RULES, mesh)
+
+  if config.path:
+    dtype = jnp.dtype(config.dtype or "float32")
+    encoder, params = encoder_folder.load(
+      config.path, dtype=dtype, shardings=shardings if mesh else None
+    )
+    logging.info("text encoder: %s", encoder.description)
+  else:
+    encoder, params = built_in(config.width)
+    logging.warning("text encoder: %s", encoder.description)
+    if mesh:
+      params = jax.device_put(params, shardings(params))
+  return Conditioner(encoder, vae_module, config.length), params
 
 
 def shift_config(config) -> ShiftConfig:

@@ -1,24 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orbax behind one file: training checkpoints and frozen model folders.
+"""Training checkpoints by Orbax.
 
 A training checkpoint is `state` (arrays) beside `meta` (JSON: data position
-and fingerprint). A model folder is `config.json` beside `variables`. Both
-appear under their final name only when complete.
+and fingerprint); it appears under its final name only when complete.
 """
 
-import dataclasses
-import json
 import os
-import shutil
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from qi2_jax.errors import InputError
-from qi2_jax.models.vae import VAE, VAEConfig, init_variables
 from qi2_jax.parallel.sharding import path_name
 
 
@@ -128,63 +121,3 @@ def has_checkpoint(workdir: str) -> bool:
   """Whether a run in `workdir` has saved at least one complete step."""
   path = os.path.join(workdir, "checkpoints")
   return os.path.isdir(path) and any(n.isdigit() for n in os.listdir(path))
-
-
-def save_vae(path: str, config: VAEConfig, variables) -> None:
-  """Writes a self-contained VAE folder, replacing an older one.
-
-  Raises:
-    InputError: `path` exists and is something else; it is left alone.
-  """
-  path = os.path.abspath(path)
-  if os.path.exists(path) and not os.path.isdir(f"{path}/variables"):
-    raise InputError(
-      f"{path} is in the way of the run's own copy of the VAE and is none; "
-      "choose another --workdir."
-    )
-  temporary = f"{path}.tmp-{os.getpid()}"
-  shutil.rmtree(temporary, ignore_errors=True)
-  os.makedirs(temporary)
-  fields = dataclasses.asdict(config)
-  fields["dtype"] = np.dtype(config.dtype).name
-  with open(os.path.join(temporary, "config.json"), "w") as file:
-    json.dump(fields, file, indent=2)
-  with ocp.StandardCheckpointer() as writer:
-    writer.save(os.path.join(temporary, "variables"), variables)
-  shutil.rmtree(path, ignore_errors=True)
-  os.replace(temporary, path)
-
-
-def load_vae(path: str) -> tuple[VAE, dict]:
-  """Reads a VAE folder, or the `vae` folder of a workdir.
-
-  Returns:
-    `(module, variables)` with the variables in host memory.
-
-  Raises:
-    InputError: there is none.
-  """
-  nested = os.path.join(path, "vae")
-  path = os.path.abspath(nested if os.path.isdir(nested) else path)
-  config_path = os.path.join(path, "config.json")
-  if not os.path.isdir(os.path.join(path, "variables")):
-    raise InputError(
-      f"{path} holds no VAE; train one with experiments/vae.py and pass its "
-      "workdir."
-    )
-  with open(config_path) as file:
-    fields = json.load(file)
-  for key, value in fields.items():
-    if isinstance(value, list):
-      fields[key] = tuple(value)
-  fields["dtype"] = jnp.dtype(fields["dtype"])
-  vae = VAE(VAEConfig(**fields))
-  abstract = abstract_vae(vae)
-  with ocp.StandardCheckpointer() as reader:
-    variables = reader.restore(os.path.join(path, "variables"), abstract)
-  return vae, variables
-
-
-def abstract_vae(vae: VAE) -> dict:
-  """Shapes of the VAE's variables."""
-  return jax.eval_shape(lambda: init_variables(vae, jax.random.key(0)))

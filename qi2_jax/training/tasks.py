@@ -14,12 +14,14 @@ import numpy as np
 from absl import logging
 
 from qi2_jax.conditioning.conditioner import (
+  Frozen,
   encode_images,
   to_uint8,
   to_unit,
 )
 from qi2_jax.evaluation.images import grid
 from qi2_jax.flow.generate import Generator, Request
+from qi2_jax.interop import model_folder
 from qi2_jax.models import mmdit, vae
 from qi2_jax.objectives.vae import latent_statistics
 from qi2_jax.parallel.sharding import put_batch
@@ -91,7 +93,7 @@ def vae_task(config, workdir: str, mesh) -> Task:
       "params": ema, "latent_stats": {"mean": mean, "std": std},
     }  # fmt: skip
     path = f"{workdir}/vae"
-    checkpoints.save_vae(path, module.config, variables)
+    model_folder.save_vae(path, module.config, variables)
     logging.info("wrote the VAE and its latent statistics to %s", path)
 
   return Task(
@@ -103,10 +105,11 @@ def vae_task(config, workdir: str, mesh) -> Task:
 def flow_task(config, workdir: str, mesh) -> Task:
   """Flow matching of the MMDiT on T2I and edit records."""
   vae_module, vae_variables = _own_vae(config, workdir)
-  vae_variables = jax.device_put(
-    vae_variables, jax.NamedSharding(mesh, jax.P())
+  conditioner, encoder_params = build.conditioner(config.text, vae_module, mesh)
+  frozen = Frozen(
+    vae=jax.device_put(vae_variables, jax.NamedSharding(mesh, jax.P())),
+    encoder=encoder_params,
   )
-  conditioner = build.conditioner(config.text, vae_module.config.factor)
   module = mmdit.MMDiT(
     build.mmdit_config(
       config.model, vae_module.config.z_dim, conditioner.encoder.width
@@ -122,13 +125,13 @@ def flow_task(config, workdir: str, mesh) -> Task:
     return {"image": sample["image"], **host}
 
   @jax.jit
-  def encode(variables, batch):
-    latents = encode_images(vae_module, variables, batch["image"])
+  def encode(frozen, batch):
+    latents = encode_images(vae_module, frozen.vae, batch["image"])
     latents = latents.reshape(latents.shape[0], -1, latents.shape[-1])
-    condition = conditioner.encode(vae_module, variables, batch)
+    condition = conditioner.encode(frozen, batch)
     return {"latents_BNZ": latents, "condition": condition}
 
-  generator = Generator(module, vae_module, conditioner)
+  generator = Generator(module, conditioner)
   sampling = build.sampling_config(config)
 
   def preview(ema, samples: Sequence[Sample]):
@@ -136,7 +139,7 @@ def flow_task(config, workdir: str, mesh) -> Task:
       Request(s["caption"], s["references"], *s["image"].shape[:2], seed=i)
       for i, s in enumerate(samples)
     ]
-    made = generator(ema, vae_variables, requests, sampling)
+    made = generator(ema, frozen, requests, sampling)
     made = [to_uint8(image) for image in made]
     rows = []
     for sample, image in zip(samples, made):
@@ -150,7 +153,7 @@ def flow_task(config, workdir: str, mesh) -> Task:
   )  # fmt: skip
   return Task(
     functools.partial(mmdit.init_params, module), mmdit.SHARDING_RULES,
-    transform, functools.partial(encode, vae_variables), loss, preview,
+    transform, functools.partial(encode, frozen), loss, preview,
     lambda ema, batches: None,
   )  # fmt: skip
 
@@ -162,9 +165,9 @@ def _own_vae(config, workdir: str):
   latents even if `config.vae.path` was trained on.
   """
   if checkpoints.has_checkpoint(workdir):
-    return checkpoints.load_vae(workdir)
+    return build.load_vae(workdir, config.vae.dtype)
   module, variables = build.frozen_vae(config.vae)
-  checkpoints.save_vae(f"{workdir}/vae", module.config, variables)
+  model_folder.save_vae(f"{workdir}/vae", module.config, variables)
   return module, variables
 
 

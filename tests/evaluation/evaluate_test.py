@@ -26,7 +26,7 @@ class Fake:
     self.requests = []
     self.sampling = SamplingConfig(batch_size=4)
 
-  def __call__(self, requests, config=None, progress=lambda n: None):
+  def generate(self, requests, config=None, progress=lambda n: None):
     self.requests += requests
     self.config = config
     images = []

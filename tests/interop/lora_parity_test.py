@@ -107,7 +107,7 @@ SETTINGS = {
     "r": 4, "lora_alpha": 6,
     "rank_pattern": {r"transformer_blocks\.1\.attn\.to_k": 3},
   },
-  "rslora": {"r": 4, "lora_alpha": 6, "use_rslora": True},
+  "rslora": {"r": 4, "lora_alpha": 3, "use_rslora": True},
   "some_layers": {
     "r": 4, "lora_alpha": 12, "target_modules": r".*blocks\.1\.attn\.to_[qkv]",
   },

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A flow-matching workdir read back: config, models and EMA weights."""
+
+import dataclasses
+import json
+import os
+
+import jax
+from ml_collections import ConfigDict
+
+from qi2_jax.conditioning.conditioner import Conditioner, Frozen
+from qi2_jax.errors import InputError
+from qi2_jax.models import mmdit
+from qi2_jax.training import build, checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+  """What a finished (or running) training left.
+
+  Attributes:
+    config: the run's config.
+    model: the MMDiT.
+    params: its EMA parameters at `step`.
+    conditioner: encoder and VAE modules.
+    frozen: their variables.
+    step: training step of the weights.
+  """
+
+  config: ConfigDict
+  model: mmdit.MMDiT
+  params: dict
+  conditioner: Conditioner
+  frozen: Frozen
+  step: int
+
+
+def is_workdir(path: str) -> bool:
+  """Whether a folder looks like a training workdir of any objective."""
+  config = os.path.join(path, "config.json")
+  if not os.path.isfile(config):
+    return False
+  with open(config, encoding="utf-8") as file:
+    return "objective" in json.load(file)
+
+
+def load(path: str, dtype: str | None = None) -> Workdir:
+  """Reads the newest checkpoint of a flow-matching workdir.
+
+  Args:
+    path: the workdir.
+    dtype: compute dtype of the models; None keeps the run's.
+
+  Raises:
+    InputError: the run has another objective or no checkpoint yet.
+  """
+  with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
+    config = ConfigDict(json.load(file))
+  if config.objective != "flow_matching":
+    raise InputError(
+      f"{path} trained a {config.objective}, which makes no images from "
+      "prompts; pass a pretrain or sft workdir."
+    )
+  if dtype is not None:
+    for part in (config.model, config.vae, config.text):
+      part.dtype = dtype
+  store = checkpoints.CheckpointStore(path, read_only=True)
+  step = store.latest()
+  if step is None:
+    raise InputError(
+      f"{path} holds no finished checkpoint yet; train on first."
+    )
+  vae, vae_variables = build.load_vae(path, config.vae.dtype)
+  conditioner, encoder_params = build.conditioner(config.text, vae)
+  width = conditioner.encoder.width
+  model = mmdit.MMDiT(build.mmdit_config(config.model, vae.config.z_dim, width))
+  abstract = jax.eval_shape(lambda: mmdit.init_params(model, jax.random.key(0)))
+  params = store.restore_part(step, "ema", _on_one_device(abstract))
+  store.close()
+  frozen = Frozen(vae_variables, encoder_params)
+  return Workdir(config, model, params, conditioner, frozen, step)
+
+
+def _on_one_device(abstract):
+  """Shapes with a concrete sharding, so that a pod's checkpoint loads here."""
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+    abstract,
+  )
