@@ -6,13 +6,13 @@
     python -m qi2_jax.convert import --from=adapter.safetensors \\
       --to=models/lora --base=models/qi21
     python -m qi2_jax.convert export --from=models/lora --to=out.safetensors
-    python -m qi2_jax.convert verify --help
+    python -m qi2_jax.convert verify Qwen-Image-2.1
 
 Transformer and VAE are rewritten: safetensors on import become Orbax arrays
 and the reverse. Text encoder, processor, scheduler and all other files are
 copied as they are. Nothing is under the name --to before it is complete.
 Conversion runs on the host; import needs memory for the transformer once,
-export for a layer.
+export for a layer. `verify` compares one folder with diffusers.
 """
 
 import contextlib
@@ -49,7 +49,8 @@ def _define_flags():
   )
   flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"],
-    "Export only: dtype of transformer and VAE; by default it is kept.",
+    "Export: dtype of transformer and VAE, kept by default. Verify: of both "
+    "sides, float32 by default.",
   )  # fmt: skip
 
 
@@ -204,9 +205,15 @@ def main(words: list[str]) -> int | None:
   """Entry point.
 
   Args:
-    words: `["import"]`, `["export"]` or `["verify"]`.
+    words: `["import"]`, `["export"]` or `["verify", folder]`.
   """
-  if len(words) != 1 or words[0] not in WORDS:
+  if words[:1] == ["verify"]:
+    if len(words) != 2:
+      raise InputError("verify needs one folder: convert verify DIR.")
+    from qi2_jax import verify
+
+    return verify.verify(words[1], flags.FLAGS)
+  if words not in (["import"], ["export"]):
     raise InputError(
       f"give one of the words {', '.join(WORDS)} (got "
       f"{' '.join(words) or 'none'}); see --help."
@@ -214,10 +221,6 @@ def main(words: list[str]) -> int | None:
   # An accelerator would only be a detour from disk to disk.
   jax.config.update("jax_platforms", "cpu")
   values = flags.FLAGS
-  if words[0] == "verify":
-    from qi2_jax import verify
-
-    return verify.main()
   source, target = values["from"].value, values.to
   if source is None or target is None:
     raise InputError(f"{words[0]} needs --from and --to; see --help.")
@@ -249,11 +252,17 @@ def _convert(word: str, source: str, target: str) -> None:
     export_pipeline(source, target, values.dtype)
 
 
+def _define_verify_flags():
+  # Imported only for its own word: it needs more of the program than a
+  # conversion does.
+  from qi2_jax import verify
+
+  verify._define_flags()
+  flags.adopt_module_key_flags(verify)
+
+
 if __name__ == "__main__":
   _define_flags()
   if "verify" in sys.argv[1:]:
-    # Its flags must exist before the command line is parsed.
-    from qi2_jax import verify
-
-    verify.define_flags()
+    _define_verify_flags()
   cli.run_words(main)

@@ -47,8 +47,11 @@ def _one_sentence(what: str):
   """Turns the many-line errors of the storage layers into one sentence."""
   try:
     yield
-  except (ValueError, OSError) as error:
-    reason = str(error).strip().splitlines()[0]
+  except Exception as error:  # Orbax wraps storage errors in bare ones.
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+      cause = cause.__cause__
+    reason = str(cause).strip().splitlines()[0]
     raise InputError(
       f"{what} failed ({reason}); check the disk and the folder."
     ) from error
@@ -58,7 +61,10 @@ def saved(path: str) -> dict:
   """Shapes and dtypes of a native folder's arrays, as nested dicts."""
   path = os.path.join(path, FOLDER)
   with _one_sentence(f"reading {path}"), ocp.StandardCheckpointer() as reader:
-    return reader.metadata(path).item_metadata.tree
+    found = reader.metadata(path).item_metadata
+  if found is None:
+    raise InputError(f"{path} holds no complete Orbax arrays; import again.")
+  return found.tree
 
 
 def check(path: str, abstract) -> dict:

@@ -84,10 +84,9 @@ def integers(published: Mapping, names: Mapping[str, str]) -> dict:
     if theirs not in published:
       continue
     value = published[theirs]
-    several = isinstance(value, list)
-    if not all(
-      type(v) is int and v > 0 for v in (value if several else [value])
-    ):
+    several = isinstance(value, (list, tuple))
+    numbers = value if several else [value]
+    if not all(type(v) is int and v > 0 for v in numbers):
       raise InputError(
         f"config.json has {theirs}={json.dumps(value)} but needs positive "
         "whole numbers; download it again."
