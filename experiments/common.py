@@ -25,7 +25,8 @@ def base_config():
   config.seed = 0
   config.num_steps = 1000
   config.ema_decay = 0.9999
-  # Workdir whose EMA weights to start from; empty: from scratch.
+  # Workdir whose EMA weights to start from, or pipeline folder; empty: from
+  # scratch.
   config.init = ""
   config.mesh = ConfigDict(dict(data=1, fsdp=-1, seq=1, tensor=1))
   config.log_every = 50

@@ -8,7 +8,8 @@
 Variants: `512` (full size; 10 K steps, batch 16 K, T2I:TI2I 7:3, lr 1e-5,
 needs a pod), `tiny` (40 steps, under a minute on 2 CPU cores) and `demo` (the
 fine-tuning of `make demo`). `config.init` names the workdir whose EMA
-weights are the start.
+weights are the start, or a pipeline folder such as a download of
+Qwen-Image-2.1 (then give it to `config.vae.path` and `config.text.path` too).
 """
 
 from experiments import common

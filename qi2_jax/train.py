@@ -25,6 +25,7 @@ from data_pipelines.records import open_dataset, read_manifest
 from data_pipelines.shapes.generate import Options, generate
 from qi2_jax import cli
 from qi2_jax.errors import InputError
+from qi2_jax.interop import model_folder
 from qi2_jax.parallel import mesh as mesh_lib
 from qi2_jax.parallel import sharding
 from qi2_jax.training import checkpoints, loop, optimizer, state, steps
@@ -171,17 +172,41 @@ def initial_state(config, task, tx, mesh, store):
     return store.restore(latest, abstract)
   train_state = jax.jit(create, out_shardings=shardings)()
   if config.init:
-    source = checkpoints.CheckpointStore(config.init, read_only=True)
-    step = source.latest()
-    if step is None:
-      raise InputError(f"config.init={config.init} holds no checkpoint.")
-    params = source.restore_part(step, "ema", abstract.params)
-    source.close()
-    logging.info("starting from the EMA of %s, step %d", config.init, step)
+    params = initial_params(config.init, abstract.params)
     train_state = train_state.replace(
       params=params, ema=jax.tree.map(jax.numpy.copy, params)
     )
   return train_state, None
+
+
+def initial_params(path: str, abstract):
+  """EMA weights of a workdir, or the MMDiT of a pipeline folder.
+
+  Args:
+    path: `config.init`.
+    abstract: shapes, dtypes and shardings of the parameters.
+
+  Raises:
+    InputError: the path holds neither, or another model.
+  """
+  if model_folder.is_pipeline_folder(path):
+    model_folder.check_pipeline_folder(path)
+    shapes = model_folder.abstract_mmdit(model_folder.mmdit_config(path))
+    checkpoints.check_same_tree(shapes, abstract, path)
+    _, params = model_folder.load_mmdit(
+      path, dtype=jax.numpy.float32,
+      shardings=lambda _: jax.tree.map(lambda a: a.sharding, abstract),
+    )  # fmt: skip
+    logging.info("starting from the transformer of %s", path)
+    return params
+  source = checkpoints.CheckpointStore(path, read_only=True)
+  step = source.latest()
+  if step is None:
+    raise InputError(f"config.init={path} holds no checkpoint.")
+  params = source.restore_part(step, "ema", abstract)
+  source.close()
+  logging.info("starting from the EMA of %s, step %d", path, step)
+  return params
 
 
 def train(config, workdir: str) -> int:

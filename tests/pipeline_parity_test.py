@@ -120,7 +120,7 @@ def test_edit_with_two_references(
     height=96, width=64, resolution=80, steps=8, guidance=guidance,
     **PROMPTS[guidance],
   )  # fmt: skip
-  assert verify.psnr(swapped, expected) < 50
+  assert verify.psnr(swapped, expected) < 40
 
 
 def test_an_empty_prompt_is_one_space(folder, reference, tmp_path):
