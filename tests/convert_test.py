@@ -2,6 +2,7 @@
 """Whole pipeline folders there and back, from the command line."""
 
 import contextlib
+import gc
 import json
 import os
 import pathlib
@@ -61,7 +62,9 @@ def sharded(tmp_path_factory):
   )
   for path in pathlib.Path(real).rglob("*"):
     link = base / "source" / path.relative_to(real)
-    if path.is_dir():
+    if path.parent.name == "processor":
+      continue
+    if path.is_dir() and path.name != "processor":
       link.mkdir(parents=True)
     else:
       link.parent.mkdir(parents=True, exist_ok=True)
@@ -261,6 +264,7 @@ def test_failures_leave_nothing_behind(source, native, tmp_path, monkeypatch):
       convert.import_pipeline(source, f"{tmp_path}/out")
     with pytest.raises(OSError, match="File too large"):
       convert.export_pipeline(native, f"{tmp_path}/out")
+  gc.collect()
   assert "\n" not in str(error.value)
   assert os.listdir(tmp_path) == []
 

@@ -2,6 +2,7 @@
 """Component folders of both kinds against diffusers' own files."""
 
 import dataclasses
+import gc
 import json
 import os
 import pathlib
@@ -98,6 +99,9 @@ def test_both_kinds_round_trip(folder, tmp_path):
   assert again == config
   assert_equal_trees(restored, expected)
   lazy_config, lazy = model_folder.open_mmdit(f"{tmp_path}/native")
+  # A chunk that spans layers would be read once per layer.
+  chunks = lazy["blocks"]["mlp"]["out"]["kernel"].chunk_layout.read_chunk
+  assert chunks.shape == (1, 192, 64)
   for name, tree in (("eager", restored), ("lazy", lazy)):
     model_folder.export_mmdit(f"{tmp_path}/{name}", lazy_config, tree)
     assert_equal_files(f"{tmp_path}/{name}", f"{folder}/transformer")
@@ -209,6 +213,11 @@ def test_our_vae_loads_in_diffusers_without_missing_keys(tmp_path):
   # Read back, the zeros are carried, and everything else is as it was.
   loaded, back = model_folder.load_vae(str(tmp_path))
   assert loaded == dataclasses.replace(config, carry_temporal=True)
+  assert_equal_trees(back["params"], variables["params"])
+  # A native folder has only what was saved, and nothing to carry.
+  model_folder.save_vae(f"{tmp_path}/native", config, variables)
+  loaded, back = model_folder.load_vae(f"{tmp_path}/native")
+  assert loaded == config and "carried" not in back
   assert_equal_trees(back["params"], variables["params"])
 
 
@@ -360,3 +369,4 @@ def test_damaged_native_folders_are_one_sentence(folder, tmp_path):
     with pytest.raises(InputError, match=message) as error:
       model_folder.load_mmdit(f"{tmp_path}/{name}")
     assert "\n" not in str(error.value)
+  gc.collect()
