@@ -6,6 +6,7 @@ layers: a sharded restore reads only its own chunks, and an export can read
 one layer at a time.
 """
 
+import concurrent.futures
 import contextlib
 import os
 
@@ -38,8 +39,16 @@ def save(path: str, tree) -> None:
     ),
     tree,
   )
-  with _one_sentence(f"writing {path}"), ocp.Checkpointer(handler) as writer:
-    writer.save(path, args=ocp.args.PyTreeSave(tree, save_args=args))
+
+  def work():
+    with ocp.Checkpointer(handler) as writer:
+      writer.save(path, args=ocp.args.PyTreeSave(tree, save_args=args))
+
+  # Orbax writes in threads that Ctrl-C does not stop, and that would fill
+  # the folder again behind a clean-up. The pool's end waits for them.
+  with _one_sentence(f"writing {path}"):
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+      pool.submit(work).result()
 
 
 @contextlib.contextmanager
@@ -51,7 +60,7 @@ def _one_sentence(what: str):
     cause: BaseException = error
     while cause.__cause__ is not None:
       cause = cause.__cause__
-    reason = str(cause).strip().splitlines()[0]
+    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
     raise InputError(
       f"{what} failed ({reason}); check the disk and the folder."
     ) from error

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Component folders of both kinds against diffusers' own files."""
 
+import _thread
 import dataclasses
 import gc
 import json
 import os
 import pathlib
 import shutil
+import time
 
 import jax
 import ml_dtypes
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 import tiny_models
 from raw_bits import bits, torch_bits
@@ -348,6 +351,26 @@ def test_other_folders_are_refused_and_left_alone(folder, tmp_path):
   assert sorted(os.listdir(target)) == ["config.json", "variables"]
   assert_equal_trees(model_folder.load_mmdit(str(target))[1], zeros)
   assert sorted(os.listdir(tmp_path)) == ["mine", "model"]
+
+
+def test_an_interrupted_save_waits_for_its_writers(tmp_path, monkeypatch):
+  """Threads that still wrote would fill the folder behind the clean-up."""
+  seen = []
+
+  def slow(_, path, args):
+    time.sleep(0.1)
+    _thread.interrupt_main()
+    time.sleep(0.3)
+    os.makedirs(path)
+    seen.append(str(path))
+
+  monkeypatch.setattr(ocp.Checkpointer, "save", slow)
+  config = tiny_models.VAE
+  stats = {"mean": np.zeros(config.z_dim), "std": np.ones(config.z_dim)}
+  variables = {"params": {"a": np.zeros(2)}, "latent_stats": stats}
+  with pytest.raises(KeyboardInterrupt):
+    model_folder.save_vae(f"{tmp_path}/vae", config, variables)
+  assert len(seen) == 1 and os.listdir(tmp_path) == []
 
 
 # Orbax abandons its other reads when one fails.
