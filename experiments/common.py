@@ -55,9 +55,9 @@ def base_config():
   )
   # path: a folder with a Qwen3-VL (or a whole pipeline); empty: the built-in
   # random encoder of `width` channels. length: encoder tokens after the
-  # system turn (references add theirs).
+  # system turn (references add theirs). dtype: compute dtype with a path.
   config.text = ConfigDict(
-    dict(path="", length=512, width=64, dtype=placeholder(str))
+    dict(path="", length=512, width=64, dtype="bfloat16")
   )
   config.vae = ConfigDict(
     dict(path="", preset="qwen_image_2_1", dtype=placeholder(str))
@@ -111,6 +111,7 @@ def make_tiny(config):
   config.data.buckets = ((64, 64), (64, 96), (96, 64))
   config.data.threads = 1
   config.text.length = 16
+  config.text.dtype = "float32"
   config.vae.preset = "tiny"
   config.model.preset = "tiny"
   config.mesh = ConfigDict(dict(data=-1, fsdp=1, seq=1, tensor=1))

@@ -28,9 +28,16 @@ from absl import flags, logging
 
 from qi2_jax import cli
 from qi2_jax.errors import InputError
-from qi2_jax.interop import lora, model_folder, scheduler
-from qi2_jax.interop.published import read_json
+from qi2_jax.interop import (
+  encoder_folder,
+  lora,
+  mmdit,
+  model_folder,
+  scheduler,
+)
+from qi2_jax.interop.published import read_json, write_json
 from qi2_jax.interop.safetensors_io import Progress
+from qi2_jax.training import build, workdir
 
 WORDS = ("import", "export", "verify")
 # What the conversion writes anew; every other file is copied.
@@ -70,7 +77,7 @@ def import_pipeline(source: str, target: str) -> None:
     config, variables = model_folder.load_vae(source)
     model_folder.save_vae(os.path.join(folder, "vae"), config, variables)
     logging.info("imported the VAE")
-    _copy_rest(source, folder)
+    _copy(_rest(source), folder)
   logging.info("wrote %s (%.2f GB)", target, size / 1e9)
 
 
@@ -96,7 +103,7 @@ def export_pipeline(source: str, target: str, dtype: str | None = None) -> None:
     model_folder.export_vae(
       os.path.join(folder, "vae"), config, variables, dtype=dtype
     )
-    _copy_rest(source, folder)
+    _copy(_rest(source), folder)
   logging.info("wrote %s (%.2f GB)", target, size / 1e9)
 
 
@@ -146,25 +153,27 @@ def _complete(target: str) -> Iterator[str]:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _rest(source: str) -> list[tuple[str, str]]:
-  """`(path, relative path)` of all files that are copied.
+def _files(folder: str) -> list[tuple[str, str]]:
+  """`(path, relative path)` of all files below a folder.
 
   Hidden folders (.git, a downloader's .cache) are no part of the model.
   Links are followed: a download may be a folder of links.
   """
   out = []
-  for folder, names, files in os.walk(source, followlinks=True):
+  for place, names, files in os.walk(folder, followlinks=True):
     names[:] = sorted(n for n in names if not n.startswith("."))
     for name in sorted(files):
-      path = os.path.join(folder, name)
-      relative = os.path.relpath(path, source).replace(os.sep, "/")
-      if not _REWRITTEN.fullmatch(relative):
-        out.append((path, relative))
+      path = os.path.join(place, name)
+      out.append((path, os.path.relpath(path, folder).replace(os.sep, "/")))
   return out
 
 
-def _copy_rest(source: str, target: str) -> None:
-  files = _rest(source)
+def _rest(source: str) -> list[tuple[str, str]]:
+  """The files of a pipeline folder that are copied."""
+  return [f for f in _files(source) if not _REWRITTEN.fullmatch(f[1])]
+
+
+def _copy(files: list[tuple[str, str]], target: str) -> None:
   progress = Progress(
     "copying the other files", sum(os.path.getsize(p) for p, _ in files)
   )
@@ -177,11 +186,64 @@ def _copy_rest(source: str, target: str) -> None:
         progress.add(len(block))
 
 
-def _export_workdir(source: str, target: str, dtype: str | None) -> None:
-  raise InputError(
-    f"{source} is a training workdir, not a pipeline folder; export the "
-    "pipeline folder that the run was started from."
-  )
+def export_workdir(source: str, target: str, dtype: str | None = None) -> None:
+  """Makes a diffusers pipeline folder of a flow-matching workdir.
+
+  MMDiT (EMA) and VAE are the run's. The text encoder is the one it was
+  trained with, copied from `config.text.path`, or the built-in one.
+
+  Args:
+    source: workdir.
+    target: new folder.
+    dtype: of transformer and VAE; None keeps theirs.
+
+  Raises:
+    InputError: `target` exists, or diffusers has no such variant.
+  """
+  _check_target(source, target)
+  run = workdir.load(source)
+  mmdit.published(run.model.config)  # known before the first file is written
+  sampling = build.sampling_config(run.config)
+  with _complete(target) as folder:
+    model_folder.export_mmdit(
+      os.path.join(folder, "transformer"), run.model.config, run.params,
+      dtype=dtype,
+    )  # fmt: skip
+    model_folder.export_vae(
+      os.path.join(folder, "vae"), run.conditioner.vae.config, run.frozen.vae,
+      dtype=dtype,
+    )  # fmt: skip
+    os.mkdir(os.path.join(folder, "scheduler"))
+    write_json(
+      os.path.join(folder, "scheduler", "scheduler_config.json"),
+      scheduler.published(sampling.shift),
+    )
+    write_json(
+      os.path.join(folder, "model_index.json"),
+      scheduler.published_index(sampling.sigmas),
+    )
+    if run.config.text.path:
+      _copy(_encoder_files(run.config.text.path), folder)
+    else:
+      encoder_folder.export(folder, run.conditioner.encoder, run.frozen.encoder)
+  logging.info(
+    "wrote %s (step %d; text encoder: %s; guidance %g and %d steps in "
+    "training previews)", target, run.step,
+    run.conditioner.encoder.description, sampling.guidance, sampling.steps,
+  )  # fmt: skip
+
+
+def _encoder_files(path: str) -> list[tuple[str, str]]:
+  """What a pipeline folder needs of the folder of an encoder."""
+  weights = model_folder.component(path, "text_encoder")
+  processor = encoder_folder.processor_folder(path, weights)
+  out = [(p, f"text_encoder/{name}") for p, name in _files(weights)]
+  # Weights may lie beside the tokenizer.
+  return out + [
+    (p, f"processor/{name}")
+    for p, name in _files(processor)
+    if ".safetensors" not in name
+  ]
 
 
 def import_lora(source: str, target: str, base: str | None) -> None:
@@ -246,8 +308,8 @@ def _convert(word: str, source: str, target: str) -> None:
   elif lora.is_native(source):
     _check_target(source, target)
     lora.write(target, lora.load(source))
-  elif os.path.isdir(os.path.join(source, "checkpoints")):
-    _export_workdir(source, target, values.dtype)
+  elif workdir.is_workdir(source):
+    export_workdir(source, target, values.dtype)
   else:
     export_pipeline(source, target, values.dtype)
 

@@ -170,13 +170,12 @@ def initial_state(config, task, tx, mesh, store):
   if latest is not None:
     logging.info("resuming from step %d", latest)
     return store.restore(latest, abstract)
-  train_state = jax.jit(create, out_shardings=shardings)()
-  if config.init:
-    params = initial_params(config.init, abstract.params)
-    train_state = train_state.replace(
-      params=params, ema=jax.tree.map(jax.numpy.copy, params)
-    )
-  return train_state, None
+  if not config.init:
+    return jax.jit(create, out_shardings=shardings)(), None
+  params = initial_params(config.init, abstract.params)
+  start = lambda params: state.create(params, tx)  # noqa: E731
+  start = jax.jit(start, donate_argnums=0, out_shardings=shardings)
+  return start(params), None
 
 
 def initial_params(path: str, abstract):

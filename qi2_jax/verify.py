@@ -14,6 +14,7 @@ still hold.
 import dataclasses
 import functools
 import gc
+import importlib.util
 import os
 
 import jax
@@ -65,11 +66,10 @@ def torch_processor(folder: str):
   """
   import transformers
 
-  try:
+  if importlib.util.find_spec("torchvision"):
     return transformers.Qwen3VLProcessor.from_pretrained(folder)
-  except (ImportError, AttributeError, ValueError, TypeError):
-    logging.info("torchvision is missing: using the image processor alone")
-    return _PlainProcessor(folder)
+  logging.info("torchvision is missing: using the image processor alone")
+  return _PlainProcessor(folder)
 
 
 class _PlainProcessor:

@@ -122,13 +122,16 @@ def create(path, *, dtype=torch.float32, turbo=False, max_shard_size="5GB"):
   )
   words.save_pretrained(path / "processor")
   settings = {
-    "image_processor_type": "Qwen2VLImageProcessorFast",
     "processor_class": "Qwen3VLProcessor", "patch_size": 16,
     "temporal_patch_size": 2, "merge_size": 2,
     "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
     "size": {"shortest_edge": 32 * 32, "longest_edge": 2**24},
   }  # fmt: skip
-  _write(path / "processor" / "preprocessor_config.json", settings)
+  for name, kind in (
+    ("preprocessor", {"image_processor_type": "Qwen2VLImageProcessorFast"}),
+    ("video_preprocessor", {"video_processor_type": "Qwen3VLVideoProcessor"}),
+  ):
+    _write(path / "processor" / f"{name}_config.json", settings | kind)
   index = {
     "_class_name": "QwenImage21Pipeline",
     "_diffusers_version": diffusers.__version__,

@@ -20,8 +20,7 @@ def reporter(label: str, total: int) -> Callable[[float], None]:
       return
     last = now
     rate = done / max(now - start, 1e-9)
-    print(
-      f"{label}: {done:,.0f}/{total:,}, {rate:.1f}/s", file=sys.stderr, flush=True
-    )
+    line = f"{label}: {done:,.0f}/{total:,}, {rate:.1f}/s"
+    print(line, file=sys.stderr, flush=True)
 
   return report

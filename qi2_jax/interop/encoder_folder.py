@@ -41,7 +41,7 @@ def load(
   weights = component(path, "text_encoder")
   published = read_json(os.path.join(weights, "config.json"))
   config = qwen3_vl.config(published, dtype=dtype)
-  processor = _processor_folder(path, weights)
+  processor = processor_folder(path, weights)
   backend = tokenizer.load(processor)
   slot = backend.token_to_id(templates.IMAGE_PAD)
   if slot != config.image_token_id:
@@ -74,7 +74,7 @@ def load(
   return encoder, params
 
 
-def _processor_folder(path: str, weights: str) -> str:
+def processor_folder(path: str, weights: str) -> str:
   """The folder among the usual ones that holds a tokenizer."""
   places = [os.path.join(path, n) for n in ("processor", "tokenizer")]
   places.append(weights)
@@ -114,10 +114,13 @@ def export(folder: str, encoder: TextEncoder, params) -> None:
   processor = os.path.join(folder, "processor")
   built_in = tokenizer.built_in()
   tokenizer.save(built_in, processor)
-  write_json(
-    os.path.join(processor, "preprocessor_config.json"),
-    _preprocessor(encoder),
-  )
+  settings = _image_settings(encoder)
+  # transformers' processor class asks for both, videos or not.
+  for name, kind in (
+    ("preprocessor", {"image_processor_type": "Qwen2VLImageProcessorFast"}),
+    ("video_preprocessor", {"video_processor_type": "Qwen3VLVideoProcessor"}),
+  ):
+    write_json(os.path.join(processor, f"{name}_config.json"), settings | kind)
   os.makedirs(weights)
   config = encoder.model.config
   ids = {
@@ -133,10 +136,9 @@ def export(folder: str, encoder: TextEncoder, params) -> None:
   safetensors_io.write_tensors(weights, _STEM, plan, iter(tensors.items()))
 
 
-def _preprocessor(encoder: TextEncoder) -> dict:
+def _image_settings(encoder: TextEncoder) -> dict:
   vision = encoder.model.config.vision
   return {
-    "image_processor_type": "Qwen2VLImageProcessorFast",
     "processor_class": "Qwen3VLProcessor",
     "image_mean": list(encoder.image_mean),
     "image_std": list(encoder.image_std),

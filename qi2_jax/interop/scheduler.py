@@ -80,6 +80,23 @@ def published(shift: ShiftConfig | None) -> dict:
   }
 
 
+def published_index(sigmas: tuple[float, ...] | None) -> dict:
+  """A model_index.json of the public pipeline.
+
+  Args:
+    sigmas: levels of a distilled model without the final 0, or None.
+  """
+  index = {
+    "_class_name": "QwenImage21Pipeline",
+    "processor": ["transformers", "Qwen3VLProcessor"],
+    "scheduler": ["diffusers", CLASS],
+    "text_encoder": ["transformers", "Qwen3VLForConditionalGeneration"],
+    "transformer": ["diffusers", "QwenImage21Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKLQwenImage21"],
+  }
+  return index | ({} if sigmas is None else {"sample_sigmas": list(sigmas)})
+
+
 def sample_sigmas(model_index: Mapping) -> tuple[float, ...] | None:
   """The fixed levels of a distilled model's model_index.json, or None.
 

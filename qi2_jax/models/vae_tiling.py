@@ -110,11 +110,6 @@ def needs_tiling(height: int, width: int) -> bool:
   return height * width >= TILED_PIXELS
 
 
-def _starts(length: int, tile: int) -> list[int]:
-  """First row of each tile; the last tile is moved inwards."""
-  return [min(i, length - tile) for i in range(0, length, tile)]
-
-
 def _one_tile(apply, stages, x_BHWC, tile, start):
   """Runs `stages` on one tile and returns its kept part.
 
@@ -150,7 +145,9 @@ def _on_tiles(apply, stages, x_BHWC, tile: int):
   scale = _scale(stages)
   grid = [int(n * min(scale, SAME)) for n in sides]
   sizes = [min(tile, n) for n in grid]
-  places = list(itertools.product(*map(_starts, grid, sizes)))
+  # The last tile may reach past the edge; every slice below moves it inwards.
+  places = [range(0, n, size) for n, size in zip(grid, sizes)]
+  places = jnp.asarray(list(itertools.product(*places)), jnp.int32)
   run = functools.partial(_one_tile, apply, stages, x_BHWC, sizes)
   factor = int(max(scale, SAME))
   made = jax.eval_shape(run, jax.ShapeDtypeStruct((2,), jnp.int32))
@@ -161,7 +158,7 @@ def _on_tiles(apply, stages, x_BHWC, tile: int):
     y, x = start * factor
     return jax.lax.dynamic_update_slice(out, run(start), (0, y, x, 0)), None
 
-  return jax.lax.scan(step, out, jnp.asarray(places, jnp.int32))[0]
+  return jax.lax.scan(step, out, places)[0]
 
 
 def _check_tile(tile: int) -> None:
