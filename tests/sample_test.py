@@ -6,12 +6,17 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
+import tiny_models
 from PIL import Image
 
 from qi2_jax import sample
 from qi2_jax.errors import InputError
+from qi2_jax.interop import lora as lora_files
+from qi2_jax.models import lora
+from qi2_jax.models.mmdit import MMDiT, init_params
 from qi2_jax.pipeline import Pipeline
 
 pytest.importorskip("torch")
@@ -102,6 +107,49 @@ def test_an_interrupt_keeps_finished_images(folder, tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     run(folder, tmp_path / "o.png", prompt="a cat", num=3, batch_size=1)
   assert [p.name for p in tmp_path.iterdir()] == ["o_000.png"]
+
+
+def adapter(pipeline, scale):
+  """An adapter of every linear layer with `b` of size `scale`."""
+  made = lora.init(
+    pipeline.params, lora.DEFAULT_TARGETS, 2, 4.0, jax.random.key(0)
+  )
+  factors = {
+    name: {"a": pair["a"], "b": pair["b"] + scale}
+    for name, pair in made.factors.items()
+  }
+  return made.replace(factors=factors)
+
+
+def test_adapters_are_merged_by_their_weight(folder, tmp_path):
+  pipeline = Pipeline.load(folder, "float32")
+  file, native = tmp_path / "a.safetensors", tmp_path / "native"
+  lora_files.write(str(file), adapter(pipeline, 0.05))
+  lora_files.save(str(native), adapter(pipeline, 0.05))
+  out = tmp_path / "a.npy"
+
+  def draw(*loras):
+    run(folder, out, prompt="a cat", lora=list(loras))
+    return np.load(out)
+
+  plain, whole = draw(), draw(str(file))
+  assert np.abs(whole - plain).max() > 1e-3
+  np.testing.assert_allclose(draw(str(native)), whole, atol=1e-6)
+  np.testing.assert_allclose(draw(f"{file}:0"), plain, atol=1e-6)
+  halves = draw(f"{file}:0.5", f"{native}:0.5")
+  np.testing.assert_allclose(halves, whole, atol=1e-5)
+
+
+def test_an_adapter_of_another_model_is_refused(folder, tmp_path):
+  other = MMDiT(tiny_models.MMDIT)
+  params = jax.eval_shape(lambda: init_params(other, jax.random.key(0)))
+  made = lora.init(params, lora.DEFAULT_TARGETS, 2, 2.0, jax.random.key(0))
+  file, native = tmp_path / "b.safetensors", tmp_path / "native"
+  lora_files.write(str(file), made)
+  lora_files.save(str(native), made)
+  for path in (file, native):
+    with pytest.raises(InputError, match="for another model"):
+      run(folder, tmp_path / "a.png", prompt="x", lora=[str(path)])
 
 
 BAD = {

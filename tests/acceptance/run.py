@@ -50,6 +50,23 @@ CHECKS: dict[str, Check] = {
   "MMDiT and VAE equal diffusers to 1e-5": tests_pass(
     "tests/interop/diffusers_parity_test.py"
   ),
+  "Qwen3-VL equals transformers to 5e-6": tests_pass(
+    "tests/interop/qwen3_vl_parity_test.py"
+  ),
+  "pipeline equals QwenImage21Pipeline, 60 dB": tests_pass(
+    "tests/pipeline_parity_test.py", "tests/workdir_export_test.py"
+  ),
+  "folders round trip bit for bit": tests_pass(
+    "tests/convert_test.py",
+    "tests/interop/model_folder_test.py",
+    "tests/interop/full_size_test.py",
+  ),
+  "folders stream: extra memory of a 1 GB model": tests_pass(
+    "tests/interop/folder_memory_test.py"
+  ),
+  "LoRA equals PEFT and round trips": tests_pass(
+    "tests/interop/lora_parity_test.py", "tests/interop/lora_files_test.py"
+  ),
   "kill -9 and resume is bit-identical": tests_pass(
     "tests/training/kill_test.py"
   ),
