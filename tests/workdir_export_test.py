@@ -11,7 +11,6 @@ from data_pipelines.shapes.generate import Options, generate
 from experiments import pretrain, sft
 from qi2_jax import convert, train
 from qi2_jax.errors import InputError
-from qi2_jax.parallel import mesh as mesh_lib
 from qi2_jax.pipeline import Pipeline
 from qi2_jax.training import workdir
 
@@ -20,13 +19,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from qi2_jax import verify  # noqa: E402
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-  original = mesh_lib.create_mesh
-  mesh_lib.create_mesh = lambda spec: original(spec, jax.devices()[:1])
-  yield
-  mesh_lib.create_mesh = original
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

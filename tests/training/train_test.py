@@ -20,20 +20,13 @@ from qi2_jax.flow.generate import Request, SamplingConfig
 from qi2_jax.models.condition import Conditioning, Layout
 from qi2_jax.models.mmdit import MMDiT, init_params
 from qi2_jax.models.vae import init_variables
-from qi2_jax.parallel import mesh as mesh_lib
 from qi2_jax.pipeline import Pipeline
 from qi2_jax.training import build, checkpoints, steps
 
 STAGES = {"vae": vae, "pretrain": pretrain, "sft": sft}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-  """Eight simulated devices would make these small programs slower."""
-  original = mesh_lib.create_mesh
-  mesh_lib.create_mesh = lambda spec: original(spec, jax.devices()[:1])
-  yield
-  mesh_lib.create_mesh = original
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
