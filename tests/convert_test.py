@@ -272,7 +272,7 @@ def test_failures_leave_nothing_behind(source, native, tmp_path, monkeypatch):
     assert len(os.listdir(tmp_path)) == 1
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(convert, "_copy_rest", interrupt)
+  monkeypatch.setattr(convert, "_copy", interrupt)
   for work, start in ((convert.import_pipeline, source),
                       (convert.export_pipeline, native)):  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
