@@ -6,7 +6,7 @@
 
 Renders the shapes-and-glyphs data, trains a tiny VAE, pre-trains a tiny
 MMDiT, fine-tunes it on text to image and edits, scores it and writes
-WORKDIR/report.html and WORKDIR/results.json; about 13 minutes on two CPU
+WORKDIR/report.html and WORKDIR/results.json; 7 to 13 minutes on two CPU
 cores. With --data the images and captions of your own folder take the place
 of the rendered data (see data_pipelines/imagefolder.py for its form). Every
 command is printed, so each can be run by hand. Interrupted, the same command

@@ -22,8 +22,8 @@ from qi2_jax.conditioning.conditioner import (
   to_unit,
 )
 from qi2_jax.conditioning.images import (
+  explicit_size,
   load_reference,
-  named_size,
   target_size,
 )
 from qi2_jax.errors import InputError
@@ -147,11 +147,9 @@ class Pipeline:
     references = tuple(
       load_reference(image, side, self.channels) for image in images
     )
-    if size is not None:
-      if height is not None or width is not None:
-        raise InputError("give either a size or height and width, not both.")
-      height, width = named_size(size, side)
-    height, width = target_size(height, width, references, side, factor)
+    height, width = target_size(
+      *explicit_size(size, height, width, side), references, side, factor
+    )
     return Request(
       prompt, references, height, width, seed, negative_prompt, latents
     )
@@ -322,8 +320,9 @@ def _from_folder(path: str, dtype: str) -> Pipeline:
   compute = jnp.dtype(dtype)
   schedule = read_json(f"{path}/scheduler/scheduler_config.json")
   index = read_json(f"{path}/model_index.json")
-  config, params = model_folder.load_mmdit(path, dtype=compute)
-  vae_config, vae_variables = model_folder.load_vae(path)
+  # Damaged files anywhere are found before gigabytes are read.
+  model_folder.check_weights(path)
+  config = model_folder.mmdit_config(path)
   encoder, encoder_params = encoder_folder.load(
     path, dtype=compute, param_dtype=compute
   )
@@ -332,6 +331,8 @@ def _from_folder(path: str, dtype: str) -> Pipeline:
       f"the text encoder in {path} has {encoder.width} channels but the "
       f"transformer expects {config.context_dim}."
     )
+  _, params = model_folder.load_mmdit(path, dtype=compute)
+  vae_config, vae_variables = model_folder.load_vae(path)
   vae = VAE(dataclasses.replace(vae_config, dtype=compute))
   model = mmdit.MMDiT(dataclasses.replace(config, dtype=compute))
   return Pipeline(

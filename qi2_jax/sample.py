@@ -36,12 +36,20 @@ from PIL.PngImagePlugin import PngInfo
 
 from qi2_jax import __version__, cli
 from qi2_jax.conditioning.conditioner import to_uint8
+from qi2_jax.conditioning.images import (
+  SLOT,
+  check_count,
+  explicit_size,
+  open_image,
+  target_size,
+)
 from qi2_jax.errors import InputError
 from qi2_jax.evaluation.images import grid
 from qi2_jax.flow.generate import Request, SamplingConfig
 from qi2_jax.pipeline import Pipeline, noise_rows
 
 _GRID_COLUMNS = 8
+_SIDE = 1024  # for checks before the model's own resolution is known
 _ROW_KEYS = {
   "prompt", "negative_prompt", "images", "size", "height", "width", "seed",
 }  # fmt: skip
@@ -147,21 +155,44 @@ def read_latents(path: str | None) -> np.ndarray | None:
   return noise
 
 
-def requests_of(values, pipeline: Pipeline) -> list[Request]:
-  """One request per prompt and number, from flags and rows of the file."""
-  rows = read_prompts(values.prompt, values.prompts)
-  noise = noise_rows(read_latents(values.latents), len(rows) * values.num)
+def check_row(options: dict, side: int) -> None:
+  """Raises InputError for images and sizes that no model takes."""
+  check_count(len(options["images"]))
+  for image in options["images"]:
+    open_image(image)
+  size = explicit_size(
+    options["size"], options["height"], options["width"], side
+  )
+  target_size(*size, (), side, SLOT // 2)
+
+
+def rows_of(values) -> list[dict]:
+  """The options of every prompt: flags, overridden by rows of the file.
+
+  Raises:
+    InputError: whatever can be found without the model. Loading it takes
+      minutes, which a mistyped name should not cost.
+  """
   defaults = {
     "images": values.image, "negative_prompt": values.negative_prompt,
     "size": values.size, "height": values.height, "width": values.width,
     "seed": values.seed,
   }  # fmt: skip
-  requests = []
-  for row in rows:
+  rows = []
+  for row in read_prompts(values.prompt, values.prompts):
     # A row's own size replaces all of the command line's.
     if row.keys() & {"size", "height", "width"}:
       row = {"size": None, "height": None, "width": None} | row
-    options = defaults | row
+    rows.append(defaults | row)
+    check_row(rows[-1], values.resolution or _SIDE)
+  return rows
+
+
+def requests_of(values, rows, pipeline: Pipeline) -> list[Request]:
+  """One request per row and number of --num."""
+  noise = noise_rows(read_latents(values.latents), len(rows) * values.num)
+  requests = []
+  for options in rows:
     first = pipeline.request(**options, resolution=values.resolution)
     requests += [
       dataclasses.replace(
@@ -218,13 +249,12 @@ def run(values) -> int:
     InputError: for anything the user can mend, before it costs time.
   """
   check_out(values.out)
-  # Before the model is loaded: a mistyped file name should cost no minutes.
-  read_prompts(values.prompt, values.prompts)
-  read_latents(values.latents)
+  rows = rows_of(values)
+  noise_rows(read_latents(values.latents), len(rows) * values.num)
   pipeline = Pipeline.load(values.model, values.dtype).with_loras(values.lora)
   for note in pipeline.notes:
     logging.info("%s", note)
-  requests = requests_of(values, pipeline)
+  requests = requests_of(values, rows, pipeline)
   config = pipeline.sampling_with(values.guidance, values.steps)
   size = values.batch_size or pipeline.sampling.batch_size
   config = dataclasses.replace(config, batch_size=min(size, len(requests)))

@@ -124,6 +124,21 @@ def named_size(name: str, side: int) -> tuple[int, int]:
   return area_size(width / height, side)
 
 
+def explicit_size(
+  size: str | None, height: int | None, width: int | None, side: int
+) -> tuple[int | None, int | None]:
+  """(height, width) as asked for by name or by numbers, or (None, None).
+
+  Raises:
+    InputError: both are given, or the name has no meaning.
+  """
+  if size is None:
+    return height, width
+  if height is not None or width is not None:
+    raise InputError("give either a size or height and width, not both.")
+  return named_size(size, side)
+
+
 def target_size(
   height: int | None, width: int | None, references: Sequence[np.ndarray],
   side: int, factor: int,

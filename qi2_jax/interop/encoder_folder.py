@@ -54,17 +54,16 @@ def load(
   abstract = jax.eval_shape(
     lambda: model_lib.init_params(model, jax.random.key(0))
   )
-  dtype = param_dtype or reader.dtype(
-    "model.language_model.embed_tokens.weight"
+  abstract = mapping.stored_dtypes(
+    reader, abstract, qwen3_vl.table, qwen3_vl.IGNORED
   )
+  places = shardings(abstract) if shardings else None
   abstract = jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct(a.shape, dtype), abstract
+    lambda a, s=None: jax.ShapeDtypeStruct(
+      a.shape, param_dtype or a.dtype, sharding=s
+    ),
+    *((abstract, places) if shardings else (abstract,)),
   )
-  if shardings is not None:
-    abstract = jax.tree.map(
-      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-      abstract, shardings(abstract),
-    )  # fmt: skip
   params = mapping.load_tree(
     reader, abstract, qwen3_vl.table, ignored=qwen3_vl.IGNORED
   )
