@@ -26,6 +26,8 @@ def setup() -> None:
     os.environ.get("JAX_COMPILATION_CACHE_DIR", default),
   )
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  # transformers would say at every start that torch is missing.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
   handler = logging.get_absl_handler()

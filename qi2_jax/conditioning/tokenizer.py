@@ -4,15 +4,23 @@
 Both are byte-level BPE of the Qwen2 family, so both cut the templates'
 special tokens and spaces alike and no text is out of vocabulary. Only the
 Rust backend leaves this file: it is fast and safe in loader threads.
+
+transformers is imported where it is used: it takes a second, more where torch
+is installed, and most commands do not need it.
 """
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
 
 import tokenizers
-import transformers
 
 from qi2_jax.conditioning import templates
 from qi2_jax.errors import InputError
+
+if TYPE_CHECKING:
+  import transformers
 
 # What the built-in vocabulary knows as whole words; ours. Anything else is
 # spelt in pieces down to bytes.
@@ -37,6 +45,8 @@ def load(folder: str) -> tokenizers.Tokenizer:
   Raises:
     InputError: there is none, or it lacks the templates' special tokens.
   """
+  import transformers
+
   try:
     loaded = transformers.AutoTokenizer.from_pretrained(
       folder, local_files_only=True
@@ -63,6 +73,8 @@ def load(folder: str) -> tokenizers.Tokenizer:
 
 def built_in() -> transformers.PreTrainedTokenizerBase:
   """A byte-level BPE with about 700 entries, the same on every machine."""
+  import transformers
+
   sentences = [f"{word} {word}" for word in _WORDS.split()]
   sentences += [templates.SYSTEM, templates.HEADER, templates.FOOTER]
   for token in templates.SPECIAL_TOKENS:
