@@ -10,10 +10,13 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from qi2_jax.conditioning.conditioner import (
   Conditioner,
@@ -25,14 +28,17 @@ from qi2_jax.conditioning.images import (
   explicit_size,
   load_reference,
   target_size,
+  with_alpha,
 )
 from qi2_jax.errors import InputError
 from qi2_jax.flow.generate import Generator, Request, SamplingConfig
 from qi2_jax.interop import encoder_folder, model_folder, scheduler
 from qi2_jax.interop import lora as lora_files
 from qi2_jax.interop.published import read_json
-from qi2_jax.models import lora, mmdit
+from qi2_jax.models import lora, mmdit, qwen3_vl
 from qi2_jax.models.vae import VAE
+from qi2_jax.parallel.mesh import create_mesh
+from qi2_jax.parallel.sharding import tree_shardings
 from qi2_jax.training import build, workdir
 
 # Prompts are padded to a multiple of this many tokens, so that few programs
@@ -53,6 +59,7 @@ class Pipeline:
     side: default resolution: side of the square area of images, in pixels.
     step: training step of the weights, None for an imported model.
     notes: what a reader of the images must know (stand-ins).
+    mesh: the devices that share the weights, or None for one device.
   """
 
   generator: Generator
@@ -62,9 +69,12 @@ class Pipeline:
   side: int
   step: int | None
   notes: tuple[str, ...]
+  mesh: Mesh | None = None
 
   @classmethod
-  def load(cls, path: str, dtype: str | None = None) -> "Pipeline":
+  def load(
+    cls, path: str, dtype: str | None = None, devices: int | None = None
+  ) -> "Pipeline":
     """Loads a pipeline folder (diffusers' or imported) or a workdir.
 
     Args:
@@ -72,9 +82,13 @@ class Pipeline:
       dtype: `float32` or `bfloat16`, compute dtype of all models and dtype
         of the weights of MMDiT and encoder. By default a workdir keeps its
         own, a folder is computed in fp32 on CPU and in bf16 elsewhere.
+      devices: how many devices share the weights of a folder's MMDiT and
+        encoder, tensor-parallel; by default one on CPU, all elsewhere. A
+        workdir's weights go to one device.
 
     Raises:
-      InputError: the folder is neither, or is damaged.
+      InputError: the folder is neither, or is damaged, or its heads cannot
+        be split over that many devices.
     """
     if not os.path.isdir(path):
       raise InputError(f"the model folder {path} does not exist.")
@@ -82,7 +96,9 @@ class Pipeline:
       return _from_workdir(path, dtype)
     model_folder.check_pipeline_folder(path)
     on_cpu = jax.default_backend() == "cpu"
-    return _from_folder(path, dtype or ("float32" if on_cpu else "bfloat16"))
+    dtype = dtype or ("float32" if on_cpu else "bfloat16")
+    count = devices or (1 if on_cpu else len(jax.local_devices()))
+    return _from_folder(path, dtype, count)
 
   @property
   def channels(self) -> int:
@@ -100,8 +116,8 @@ class Pipeline:
     """
     params = self.params
     for adapter in adapters:
-      path, weight = _adapter(adapter)
-      params = jax.jit(lora.merge)(params, _read_lora(path, params),
+      path, weight = lora_files.split_weight(adapter)
+      params = jax.jit(lora.merge)(params, lora_files.load_any(path, params),
                                    weight)  # fmt: skip
     return dataclasses.replace(self, params=params)
 
@@ -228,13 +244,22 @@ class Pipeline:
     requests = [
       dataclasses.replace(
         r,
-        references=tuple(_with_alpha(i, self.channels) for i in r.references),
+        references=tuple(with_alpha(i, self.channels) for i in r.references),
       )
       for r in requests
     ]
-    return self.generator.stream(
+    images = self.generator.stream(
       self.params, self.frozen, requests, config or self.sampling, progress
     )
+    # Entered for each batch anew: between two of them the caller's own mesh
+    # holds.
+    on_mesh = (lambda: jax.set_mesh(self.mesh)) if self.mesh else nullcontext
+    while True:
+      with on_mesh():
+        made = next(images, None)
+      if made is None:
+        return
+      yield made
 
   def generate(
     self, requests: Sequence[Request], config: SamplingConfig | None = None,
@@ -259,32 +284,11 @@ class Pipeline:
       for start in range(0, len(indices), size):
         chosen = indices[start : start + size]
         padded = chosen + [chosen[-1]] * (size - len(chosen))
-        batch = np.stack(
-          [_with_alpha(images[i], self.channels) for i in padded]
-        )
+        batch = np.stack([with_alpha(images[i], self.channels) for i in padded])
         made = _roundtrip(self.generator.vae, self.frozen.vae, batch)
         for i, image in zip(chosen, to_uint8(np.asarray(made))):
           out[i] = image[..., :3]
     return out
-
-
-def _adapter(text: str) -> tuple[str, float]:
-  """Splits `PATH:WEIGHT`; a weight is what follows the last colon."""
-  path, colon, weight = text.rpartition(":")
-  if not colon or os.path.exists(text):
-    return text, 1.0
-  try:
-    return path, float(weight)
-  except ValueError as error:
-    raise InputError(
-      f"--lora={text}: {weight!r} is no number; use PATH or PATH:WEIGHT."
-    ) from error
-
-
-def _read_lora(path: str, params) -> lora.Lora:
-  if lora_files.is_native(path):
-    return lora_files.load(path)
-  return lora_files.read(path, params)
 
 
 def noise_rows(latents: np.ndarray | None, count: int) -> list:
@@ -316,23 +320,51 @@ def _from_workdir(path: str, dtype: str | None) -> Pipeline:
   )
 
 
-def _from_folder(path: str, dtype: str) -> Pipeline:
+def _tensor_mesh(count: int, config: mmdit.MMDiTConfig) -> Mesh | None:
+  """A mesh that splits attention heads over `count` devices.
+
+  Raises:
+    InputError: there are fewer devices, or the heads do not divide.
+  """
+  if count == 1:
+    return None
+  here = jax.local_devices()
+  if count > len(here) or config.num_heads % count:
+    raise InputError(
+      f"cannot split {config.num_heads} attention heads over {count} of "
+      f"{len(here)} devices; choose a smaller --devices that divides them."
+    )
+  return create_mesh({"tensor": count}, here[:count])
+
+
+def _from_folder(path: str, dtype: str, devices: int) -> Pipeline:
   compute = jnp.dtype(dtype)
   schedule = read_json(f"{path}/scheduler/scheduler_config.json")
   index = read_json(f"{path}/model_index.json")
   # Damaged files anywhere are found before gigabytes are read.
   model_folder.check_weights(path)
   config = model_folder.mmdit_config(path)
+  mesh = _tensor_mesh(devices, config)
+
+  def by(rules):
+    return mesh and (lambda abstract: tree_shardings(abstract, rules, mesh))
+
   encoder, encoder_params = encoder_folder.load(
-    path, dtype=compute, param_dtype=compute
-  )
+    path, dtype=compute, param_dtype=compute,
+    shardings=by(qwen3_vl.SHARDING_RULES),
+  )  # fmt: skip
   if encoder.width != config.context_dim:
     raise InputError(
       f"the text encoder in {path} has {encoder.width} channels but the "
       f"transformer expects {config.context_dim}."
     )
-  _, params = model_folder.load_mmdit(path, dtype=compute)
+  _, params = model_folder.load_mmdit(
+    path, dtype=compute, shardings=by(mmdit.SHARDING_RULES)
+  )
   vae_config, vae_variables = model_folder.load_vae(path)
+  if mesh:
+    # Small beside the others: every device has the whole VAE.
+    vae_variables = jax.device_put(vae_variables, NamedSharding(mesh, P()))
   vae = VAE(dataclasses.replace(vae_config, dtype=compute))
   model = mmdit.MMDiT(dataclasses.replace(config, dtype=compute))
   return Pipeline(
@@ -347,6 +379,7 @@ def _from_folder(path: str, dtype: str) -> Pipeline:
     side=_FOLDER_SIDE,
     step=None,
     notes=(f"text encoder: {encoder.description}",),
+    mesh=mesh,
   )  # fmt: skip
 
 
@@ -356,11 +389,3 @@ def _roundtrip_fn(vae, variables, image):
 
 
 _roundtrip = jax.jit(_roundtrip_fn, static_argnums=0)
-
-
-def _with_alpha(image: np.ndarray, channels: int) -> np.ndarray:
-  """RGB to opaque RGBA where the VAE has four channels."""
-  if image.shape[-1] == channels:
-    return image
-  opaque = np.full((*image.shape[:2], 1), 255, np.uint8)
-  return np.concatenate([image[..., :3], opaque], axis=-1)

@@ -86,6 +86,11 @@ def _define_flags():
     "dtype", None, ["float32", "bfloat16"],
     "Default: float32 on CPU, bfloat16 elsewhere, or the run's.",
   )  # fmt: skip
+  flags.DEFINE_integer(
+    "devices", None,
+    "Devices that share a folder's weights; default: 1 on CPU, else all.",
+    lower_bound=1,
+  )  # fmt: skip
   flags.DEFINE_multi_string(
     "lora", [], "LoRA file or folder, optionally :WEIGHT; repeatable."
   )
@@ -251,7 +256,8 @@ def run(values) -> int:
   check_out(values.out)
   rows = rows_of(values)
   noise_rows(read_latents(values.latents), len(rows) * values.num)
-  pipeline = Pipeline.load(values.model, values.dtype).with_loras(values.lora)
+  pipeline = Pipeline.load(values.model, values.dtype, values.devices)
+  pipeline = pipeline.with_loras(values.lora)
   for note in pipeline.notes:
     logging.info("%s", note)
   requests = requests_of(values, rows, pipeline)

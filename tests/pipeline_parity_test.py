@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from qi2_jax import sample
+from qi2_jax.errors import InputError
 from qi2_jax.pipeline import Pipeline
 
 torch = pytest.importorskip("torch")
@@ -21,7 +22,7 @@ DEFAULTS = {
   "prompt": None, "prompts": None, "negative_prompt": "", "image": [],
   "size": None, "height": None, "width": None, "resolution": None,
   "steps": None, "guidance": None, "seed": 0, "num": 1, "batch_size": None,
-  "latents": None, "dtype": "float32", "lora": [],
+  "latents": None, "dtype": "float32", "lora": [], "devices": None,
 }  # fmt: skip
 
 
@@ -121,6 +122,27 @@ def test_edit_with_two_references(
     **PROMPTS[guidance],
   )  # fmt: skip
   assert verify.psnr(swapped, expected) < 40
+
+
+def test_two_devices_share_the_weights(folder, photos, tmp_path):
+  start = noise(96, 64)
+  options = {
+    "prompt": "put <image1> into <image2>", "image": photos,
+    "resolution": 80, "steps": 4, "guidance": 4.0,
+  }  # fmt: skip
+  one = make(tmp_path, folder, start, **options)
+  two = make(tmp_path, folder, start, devices=2, **options)
+  assert verify.psnr(two, one) >= 90
+  pipeline = Pipeline.load(folder, "float32", 2)
+  kernels = {
+    "gate": pipeline.params["blocks"]["mlp"]["gate"]["kernel"],
+    "encoder": pipeline.frozen.encoder["layers"]["mlp"]["gate"]["kernel"],
+  }
+  for kernel in kernels.values():
+    shard = kernel.addressable_shards[0].data
+    assert shard.size == kernel.size // 2
+  with pytest.raises(InputError, match="cannot split 2 attention heads"):
+    Pipeline.load(folder, "float32", 4)
 
 
 def test_an_empty_prompt_is_one_space(folder, reference, tmp_path):

@@ -28,7 +28,7 @@ DEFAULTS = {
   "prompt": None, "prompts": None, "negative_prompt": "", "image": [],
   "size": None, "height": None, "width": None, "resolution": 64,
   "steps": 2, "guidance": None, "seed": 0, "num": 1, "batch_size": None,
-  "latents": None, "dtype": "float32", "lora": [],
+  "latents": None, "dtype": "float32", "lora": [], "devices": None,
 }  # fmt: skip
 
 
@@ -42,9 +42,9 @@ def load_once(monkeypatch, folder):
   """Loading is tested elsewhere; here it would be most of the time."""
   original, loaded = Pipeline.load, {}
 
-  def load(path, dtype=None):
+  def load(path, dtype=None, devices=None):
     if path not in loaded:
-      loaded[path] = original(path, dtype)
+      loaded[path] = original(path, dtype, devices)
     return loaded[path]
 
   monkeypatch.setattr(Pipeline, "load", load)

@@ -101,6 +101,14 @@ def load_reference(source, side: int, channels: int) -> np.ndarray:
   return pixels if channels == 4 else over_white(pixels)
 
 
+def with_alpha(image: np.ndarray, channels: int) -> np.ndarray:
+  """uint8 RGB to opaque RGBA where a VAE has four channels."""
+  if image.shape[-1] == channels:
+    return image
+  opaque = np.full((*image.shape[:2], 1), 255, np.uint8)
+  return np.concatenate([image[..., :3], opaque], axis=-1)
+
+
 def named_size(name: str, side: int) -> tuple[int, int]:
   """(height, width) of `16:9` (a ratio) or `1280x768` (width x height).
 

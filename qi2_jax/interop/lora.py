@@ -306,3 +306,31 @@ def load(folder: str) -> Lora:
     {p: {"a": flat[f"{p}/a"], "b": flat[f"{p}/b"]} for p in paths},
     traverse_util.flatten_dict(tree["scales"], sep="/"),
   )
+
+
+def load_any(path: str, abstract_mmdit_params) -> Lora:
+  """`load` of a folder of ours, `read` of anything else.
+
+  Raises:
+    InputError: as those.
+  """
+  if is_native(path):
+    return load(path)
+  return read(path, abstract_mmdit_params)
+
+
+def split_weight(text: str) -> tuple[str, float]:
+  """`PATH:WEIGHT` as its parts; without a weight it is 1.
+
+  Raises:
+    InputError: what follows the last colon is no number.
+  """
+  path, colon, weight = text.rpartition(":")
+  if not colon or os.path.exists(text):
+    return text, 1.0
+  try:
+    return path, float(weight)
+  except ValueError as error:
+    raise InputError(
+      f"adapter {text}: {weight!r} is no number; use PATH or PATH:WEIGHT."
+    ) from error
