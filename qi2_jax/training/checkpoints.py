@@ -5,11 +5,15 @@ A training checkpoint is `state` (arrays) beside `meta` (JSON: data position
 and fingerprint); it appears under its final name only when complete.
 """
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Mapping
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
 
 from qi2_jax.errors import InputError
 from qi2_jax.parallel.sharding import path_name
@@ -21,37 +25,117 @@ class CheckpointStore:
   Opening it to write removes half-written leftovers of a killed run.
   """
 
-  def __init__(self, workdir: str, *, keep: int = 2, read_only: bool = False):
-    """Opens (and unless `read_only` creates) the folder."""
+  def __init__(
+    self, workdir: str, *, keep: int = 2, keep_every: int = 0,
+    read_only: bool = False,
+  ):  # fmt: skip
+    """Opens (and unless `read_only` creates) the folder.
+
+    Args:
+      workdir: the run's folder.
+      keep: how many of the newest checkpoints stay.
+      keep_every: checkpoints of its multiples stay for good; 0: none do.
+      read_only: nothing is created or removed.
+
+    Raises:
+      InputError: nothing to read there, or it cannot be written.
+    """
+    self._workdir = workdir
     path = os.path.abspath(os.path.join(workdir, "checkpoints"))
     if read_only and not os.path.isdir(path):
       raise InputError(
         f"{workdir} holds no checkpoints; train there first or pass another "
         "workdir."
       )
-    self._manager = ocp.CheckpointManager(
-      path,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=not read_only, read_only=read_only,
-        cleanup_tmp_directories=not read_only,
-      ),
-      item_names=("state", "meta"),
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep, keep_period=keep_every or None,
+      create=not read_only, read_only=read_only,
+      cleanup_tmp_directories=not read_only,
     )  # fmt: skip
+    if not read_only:
+      _check_writable(path)
+    self._manager = ocp.CheckpointManager(
+      path, options=options, item_names=("state", "meta")
+    )
 
   def latest(self) -> int | None:
     """Newest complete step, or None."""
     return self._manager.latest_step()
 
   def save(self, step: int, state, meta: Mapping) -> None:
-    """Starts an asynchronous save of `step` (no-op if it exists)."""
+    """Starts an asynchronous save of `step` (no-op if it exists).
+
+    Raises:
+      InputError: this save, or the one before it, cannot be written.
+    """
     if step in self._manager.all_steps():
       return
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
-      ),
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
     )
+    with self._writing():
+      self._manager.save(step, args=args)
+
+  @contextlib.contextmanager
+  def _writing(self):
+    """Turns a failed write into a sentence; complete checkpoints stay."""
+    try:
+      yield
+    # Full disks come as OSError from Python, as ValueError from TensorStore.
+    except (OSError, ValueError) as error:
+      self._manager.reload()
+      latest = self.latest()
+      saved = "no step has" if latest is None else f"step {latest} has"
+      raise InputError(
+        f"cannot save a checkpoint under {self._manager.directory} "
+        f"({_reason(error)}); free space or make it writable and run the same "
+        f"command: {saved} been saved."
+      ) from error
+
+  def restore_newest(self, abstract):
+    """Restores the newest readable `(state, meta)`; None if there is none.
+
+    Damaged newer ones are moved to `<workdir>/unreadable_checkpoints`, so
+    that the run can save those steps again and nothing is deleted.
+
+    Raises:
+      InputError: of another model, or none of them can be read.
+    """
+    damaged, reason = [], ""
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        restored = self.restore(step, abstract)
+      except (InputError, MemoryError, jax.errors.JaxRuntimeError):
+        raise  # A sound checkpoint, but not for this model or this memory.
+      except Exception as error:  # Orbax raises many kinds, plain ones too.
+        damaged.append(step)
+        reason = reason or _reason(error)
+        continue
+      if damaged:
+        logging.warning(
+          "checkpoint %s cannot be read (%s): going back to step %d; the "
+          "damaged files are in %s",
+          ", ".join(map(str, damaged)), reason, step, self._set_aside(damaged),
+        )  # fmt: skip
+      return restored
+    if damaged:
+      raise InputError(
+        f"no checkpoint under {self._manager.directory} can be read "
+        f"({reason}); restore the files, or remove them to start again."
+      )
+    return None
+
+  def _set_aside(self, steps) -> str:
+    """Moves checkpoints out of the way; returns the folder they are in."""
+    folder = os.path.join(self._workdir, "unreadable_checkpoints")
+    if jax.process_index() == 0:
+      for step in steps:
+        os.makedirs(folder, exist_ok=True)
+        target = tempfile.mkdtemp(prefix=f"{step}_", dir=folder)
+        os.rename(os.path.join(self._manager.directory, str(step)), target)
+    multihost_utils.sync_global_devices("unreadable checkpoints moved")
+    self._manager.reload()
+    return folder
 
   def restore(self, step: int, abstract):
     """Restores `(state, meta)` onto the shardings of `abstract`.
@@ -86,6 +170,10 @@ class CheckpointStore:
       )
       return reader.restore(self._path(step), args=args)[name]
 
+  def saved_part(self, step: int, name: str) -> dict:
+    """Shapes and dtypes of one saved subtree, as nested dicts."""
+    return self._saved(step).get(name, {})
+
   def _path(self, step: int) -> str:
     return os.path.join(str(self._manager.directory), str(step), "state")
 
@@ -95,9 +183,36 @@ class CheckpointStore:
       return reader.metadata(self._path(step)).item_metadata.tree
 
   def close(self) -> None:
-    """Waits for saves in flight and releases the folder."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """Waits for saves in flight and releases the folder.
+
+    Raises:
+      InputError: a save could not be written.
+    """
+    with self._writing():
+      try:
+        self._manager.wait_until_finished()
+      finally:
+        self._manager.close()
+
+
+def _check_writable(folder: str) -> None:
+  """Finds out before any training; Orbax would at the first save."""
+  try:
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise InputError(
+      f"cannot write checkpoints to {folder} ({error.strerror}); make it "
+      "writable or choose another workdir."
+    ) from error
+
+
+def _reason(error: Exception) -> str:
+  """The last words of an error, which name the cause, in one line."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return str(error).strip().splitlines()[-1].strip()[-200:]
 
 
 def _shapes(tree) -> dict[str, tuple]:
