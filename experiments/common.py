@@ -4,6 +4,24 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+# (height, width) in pixels by the side of the square, of about its area. Ours:
+# the report names no ratios. From 1024 on they are 4:3, 3:2 and 16:9, rounded
+# to the 32 px of a slot; at 2048 as the public model names them.
+BUCKETS = {
+  256: ((256, 256), (224, 288), (288, 224), (192, 352), (352, 192)),
+  512: ((512, 512), (416, 608), (608, 416), (384, 672), (672, 384)),
+  1024: (
+    (1024, 1024), (896, 1184), (1184, 896), (832, 1248), (1248, 832),
+    (768, 1376), (1376, 768),
+  ),
+  2048: (
+    (2048, 2048), (1792, 2400), (2400, 1792), (1696, 2528), (2528, 1696),
+    (1536, 2752), (2752, 1536),
+  ),
+}  # fmt: skip
+# Report Table 2, "K" read as 1024.
+BATCH_SIZES = {256: 32_768, 512: 16_384, 1024: 8_192, 2048: 4_096}
+
 
 def choose(arg, variants):
   """Looks up the part after the colon of `--config=FILE.py:arg`.
@@ -26,13 +44,24 @@ def base_config():
   config.num_steps = 1000
   config.ema_decay = 0.9999
   # Workdir whose EMA weights to start from, or pipeline folder; empty: from
-  # scratch.
+  # scratch. The frozen base of a LoRA.
   config.init = ""
+  # rank 0: all parameters are trained. Otherwise only factors of that rank,
+  # scaled by alpha / rank. targets: regexes of kernel paths; empty: attention
+  # and MLP of every block.
+  config.lora = ConfigDict(dict(rank=0, alpha=16.0, targets=()))
   config.mesh = ConfigDict(dict(data=1, fsdp=-1, seq=1, tensor=1))
   config.log_every = 50
   config.save_every = 1000
   config.preview_every = 1000
   config.keep_checkpoints = 2
+  config.keep_every = 0  # checkpoints of its multiples stay for good
+  # Non-finite steps change nothing; so many in a row end the run (0: never).
+  config.max_skipped_steps = 10
+  config.loss_spike = 3.0  # logged above this times the running median
+  # A profiler trace of `profile_steps` steps, into WORKDIR/profile.
+  config.profile_start = 10
+  config.profile_steps = 0
 
   config.data = ConfigDict(
     dict(
@@ -40,10 +69,12 @@ def base_config():
       path="",
       batch_size=256,  # global
       # (height, width) in pixels, of targets and references.
-      buckets=((512, 512), (416, 608), (608, 416), (384, 672), (672, 384)),
+      buckets=BUCKETS[512],
       t2i=0.9,  # share of the steps (report Table 2)
       ti2i=0.1,
       caption_dropout=0.1,  # report Table 2
+      # Share of edits whose references turn white, for guidance on them; ours.
+      reference_dropout=0.0,
       max_enlarge=1.5,
       min_bucket_records=1,
       max_references=4,
@@ -99,10 +130,19 @@ def base_config():
       b2=0.95,
       weight_decay=0.001,
       clip_norm=1.0,
+      # Microbatches per step: the batch is the same, the memory smaller.
+      accumulate=1,
     )
   )
   # Sample grids during training, and the defaults of sample.py.
   config.sampling = ConfigDict(dict(steps=40, guidance=1.0, batch_size=8))
+  return config
+
+
+def set_resolution(config, side):
+  """Buckets and global batch size of one resolution of the report."""
+  config.data.buckets = BUCKETS[side]
+  config.data.batch_size = BATCH_SIZES[side]
   return config
 
 

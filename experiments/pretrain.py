@@ -4,26 +4,29 @@
     python -m qi2_jax.train --config=experiments/pretrain.py:tiny \\
       --workdir=runs/pretrain --config.vae.path=runs/vae
 
-Variants: `256` and `512` (the report's two resolutions, full size; batch 32 K
-and 16 K, T2I:TI2I 9:1, lr 1e-4, needs a pod), `tiny` (40 steps, under a
-minute on 2 CPU cores) and `demo` (the pre-training of `make demo`). Noise
-levels, shift and EMA are ours; the rest of the full variants is Table 2.
-Without `--config.vae.path` the VAE is random and the log says so.
+Variants: `256` and `512` (the report's two resolutions, full size, needs a
+pod; never run by us), `tiny` (40 steps, under a minute on 2 CPU cores) and
+`demo` (the pre-training of `make demo`). Start `512` with `config.init` at
+the workdir of `256`. Without `--config.vae.path` the VAE is random and the
+log says so.
+
+Of Table 2: 700 K steps (for both resolutions together; divide them with
+--config.num_steps), batch 32 K and 16 K, T2I:TI2I 9:1, Adam, lr 1e-4, weight
+decay 0.001, gradient clip 1.0, unconditional dropout 0.1. Ours: K as 1024,
+aspect ratios, noise levels and their shift, warm-up, Adam's betas, decoupled
+decay, EMA, no reference dropout. On few chips add
+--config.optimizer.accumulate=N: the batch stays the same, N parts of it run
+one after the other.
 """
 
 from experiments import common
 
 
-def _full(side, batch_size):
+def _full(side):
   config = common.base_config()
   config.num_steps = 700_000
-  config.data.batch_size = batch_size
   config.optimizer.learning_rate = 1e-4
-  if side == 256:
-    config.data.buckets = (
-      (256, 256), (224, 288), (288, 224), (192, 352), (352, 192),
-    )  # fmt: skip
-  return config
+  return common.set_resolution(config, side)
 
 
 def _tiny():
@@ -51,8 +54,8 @@ def _demo():
 def get_config(arg="512"):
   """Config of pre-training; see the module docstring for variants."""
   variants = {
-    "256": lambda: _full(256, 32_768),
-    "512": lambda: _full(512, 16_384),
+    "256": lambda: _full(256),
+    "512": lambda: _full(512),
     "tiny": _tiny,
     "demo": _demo,
   }
