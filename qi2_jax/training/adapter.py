@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA as something to train: `config.lora`, the trained tree, the loss.
+
+Only the factors are trained, in fp32. They are merged into the frozen base
+inside the loss, so the modules know nothing of them; the price is a second
+copy of the weights, and their gradient, while a step runs.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from qi2_jax.errors import InputError
+from qi2_jax.models import lora
+from qi2_jax.training import steps
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """What to adapt.
+
+  Attributes:
+    rank: r of every factor.
+    alpha: the change is scaled by alpha / rank.
+    targets: regexes of whole kernel paths.
+  """
+
+  rank: int
+  alpha: float
+  targets: tuple[str, ...]
+
+
+def from_config(config) -> LoraConfig | None:
+  """`config.lora`, or None for a run that trains all parameters.
+
+  Args:
+    config: of a whole run; one of an older release has no `lora`.
+
+  Raises:
+    InputError: no base is named, or the run trains no MMDiT.
+  """
+  section = config.get("lora")
+  if not section or not section.rank:
+    return None
+  if config.objective != "flow_matching":
+    raise InputError(
+      f"config.lora adapts the MMDiT, but this run trains a "
+      f"{config.objective}; set config.lora.rank=0."
+    )
+  if not config.init:
+    raise InputError(
+      "a LoRA needs a base: pass --config.init, a workdir or a pipeline folder."
+    )
+  targets = tuple(section.targets) or lora.DEFAULT_TARGETS
+  return LoraConfig(section.rank, section.alpha, targets)
+
+
+def init_factors(config: LoraConfig, abstract_params, key: jax.Array) -> dict:
+  """Fresh factors as nested dicts: what is trained.
+
+  Args:
+    config: which, and of what rank.
+    abstract_params: MMDiT parameters, or their shapes.
+    key: random key.
+
+  Raises:
+    InputError: as `lora.init`.
+  """
+  fresh = lora.init(
+    abstract_params, config.targets, config.rank, config.alpha, key
+  )
+  # Nested, for a slash in a key would reach the checkpoint's file system.
+  return traverse_util.unflatten_dict(fresh.factors, sep="/")
+
+
+def to_lora(config: LoraConfig, factors: dict) -> lora.Lora:
+  """The adapter that the nested `factors` are."""
+  flat = traverse_util.flatten_dict(factors, sep="/")
+  paths = sorted({name.rpartition("/")[0] for name in flat})
+  scale = np.float32(config.alpha / config.rank)
+  return lora.Lora(
+    {p: {"a": flat[f"{p}/a"], "b": flat[f"{p}/b"]} for p in paths},
+    dict.fromkeys(paths, scale),
+  )
+
+
+def lora_loss(loss: steps.Loss, config: LoraConfig) -> steps.Loss:
+  """`loss` as a function of the factors; features hold the base as FROZEN."""
+
+  def mean(factors, batch):
+    adapter = to_lora(config, factors)
+    rows, frozen = steps.rows_of(batch)
+    params = lora.merge(frozen[steps.FROZEN], adapter)
+    return loss.mean(params, rows)
+
+  return dataclasses.replace(loss, mean=mean)
