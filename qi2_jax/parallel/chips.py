@@ -12,6 +12,20 @@ it is below the nominal 16, 95 and 32 GB where the runtime keeps a part.
 import dataclasses
 
 from qi2_jax.errors import InputError
+from qi2_jax.parallel import hlo
+
+# What crosses a chip's links per byte of the whole array, on rings: a sum
+# goes round twice. Kinds that are not listed once.
+_RING_PASSES = {"all-reduce": 2, hlo.PADDED_GATHER: 2}
+ASSUMPTIONS = (
+  "the slowest of three, each at its peak and all of them overlapped: matrix "
+  "products at the chip's bf16 peak; HBM: every product reads its operands "
+  "and writes its result once, the state is read and written once; links: "
+  "ring collectives over all links of the chip in one direction, sums twice. "
+  "Elementwise work, latency and the loader are left out, so a real step is "
+  "slower. MFU counts model FLOPs, without recomputation. step_seconds_serial "
+  "is the sum of the three: nothing overlapped"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +65,30 @@ def chip_of(topology: str) -> Chip:
       "e.g. v5p:4x4x4 or v5e:16x16."
     )
   return CHIPS[generation]
+
+
+def roofline(
+  chip: Chip, flops: float, model_flops: float, hbm_bytes: float,
+  collectives: dict,
+) -> dict:  # fmt: skip
+  """Step time and MFU under `ASSUMPTIONS`; all inputs are per chip."""
+  sent = sum(
+    _RING_PASSES.get(kind, 1) * value["bytes"]
+    for kind, value in collectives.items()
+  )
+  seconds = {
+    "compute": flops / chip.peak_flops,
+    "hbm": hbm_bytes / chip.hbm_bandwidth,
+    "links": sent / chip.ici_bandwidth,
+  }
+  slowest = max(seconds, key=seconds.get)
+  step = seconds[slowest]
+  return {
+    "roofline_seconds": seconds,
+    "step_seconds_roofline": step,
+    "step_seconds_serial": sum(seconds.values()),
+    "mfu_roofline": model_flops / (step * chip.peak_flops),
+    "mfu_serial": model_flops / (sum(seconds.values()) * chip.peak_flops),
+    "bound_by": slowest,
+    "roofline_assumptions": ASSUMPTIONS,
+  }

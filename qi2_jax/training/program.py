@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training step of a config as a program, without weights or data.
+
+`train` runs what is built here and `aot` compiles it for pods that are not
+there, so the report is about the very step that training runs. Everything is
+abstract: shapes, dtypes and shardings.
+
+Shapes: B batch, N target tokens, T encoder tokens, R reference latents,
+P prefix tokens, C encoder width, Z latent channels.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qi2_jax.conditioning import encoder
+from qi2_jax.conditioning.layout import num_slots, prefix_length
+from qi2_jax.errors import InputError
+from qi2_jax.models import mmdit, mmdit_flops, vae
+from qi2_jax.models.condition import Conditioning, Layout
+from qi2_jax.parallel import sharding
+from qi2_jax.training import build, health, optimizer, state, steps
+
+Grid = tuple[int, int]
+
+
+def abstract_state(init: Callable, tx, rules: sharding.Rules, mesh):
+  """The train state's shapes, dtypes and shardings.
+
+  Args:
+    init: `key -> params`; traced, never run.
+    tx: the optimizer.
+    rules: sharding rules of the parameters.
+    mesh: where the state lives.
+
+  Returns:
+    TrainState of `jax.ShapeDtypeStruct`.
+
+  Raises:
+    InputError: a parameter has no sharding rule.
+  """
+  abstract = jax.eval_shape(
+    lambda: state.create(init(jax.random.key(0)), tx)
+  )  # fmt: skip
+  return jax.tree.map(
+    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+    abstract, sharding.tree_shardings(abstract, rules, mesh),
+  )  # fmt: skip
+
+
+def shardings_of(tree):
+  """The shardings of a train state, abstract or not."""
+  return jax.tree.map(lambda x: x.sharding, tree)
+
+
+def jit_step(config, loss: steps.Loss, tx, shardings, mesh):
+  """The jitted step of a config: donates the state, pins every sharding.
+
+  Args:
+    config: the run's config; its `ema_decay` and `optimizer.accumulate`.
+    loss: of the task.
+    tx: the optimizer.
+    shardings: of the state, in and out.
+    mesh: features are split over its data and fsdp axes.
+
+  Returns:
+    `step(state, features, key) -> (state, metrics)`.
+  """
+  step = health.skip_nonfinite(
+    steps.make_step(loss, tx, config.ema_decay, config.optimizer.accumulate)
+  )
+  by_batch = sharding.batch_sharding(mesh)
+
+  def pinned(train_state, features, key):
+    # The compiler chose the layout of `encode`'s outputs; without this the
+    # step that runs could differ from the one that was planned.
+    rows, frozen = steps.rows_of(features)
+    rows = jax.lax.with_sharding_constraint(rows, by_batch)
+    return step(train_state, rows | frozen, key)
+
+  return jax.jit(pinned, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def flow_loss(config, module: mmdit.MMDiT) -> steps.Loss:
+  """The flow-matching loss that `config.flow` describes."""
+  shift = build.shift_config(config.flow.shift)
+  return steps.flow_matching_loss(
+    module, logit_mean=config.flow.logit_mean,
+    logit_std=config.flow.logit_std,
+    shift=shift if config.flow.shift_training else None,
+  )  # fmt: skip
+
+
+def abstract_features(
+  config: mmdit.MMDiTConfig, batch: int, target: Grid, tokens: int,
+  references: Sequence[Grid] = (), mesh=None,
+) -> dict:  # fmt: skip
+  """Features of one bucket, as `tasks.flow_task` encodes them.
+
+  Args:
+    config: of the MMDiT.
+    batch: global batch size B.
+    target: latent grid of the target.
+    tokens: encoder tokens T, the slots and tags of references included.
+    references: latent grids of the reference images.
+    mesh: where the features lie; None leaves that open.
+
+  Returns:
+    `{"latents_BNZ", "condition"}` of `jax.ShapeDtypeStruct`.
+  """
+  place = sharding.batch_sharding(mesh) if mesh is not None else None
+
+  def array(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=place)
+
+  prefix = prefix_length(tokens, references)
+  count, channels = int(np.prod(target)), config.latent_channels
+  latents = sum(h * w for h, w in references)
+  layout = Layout(
+    source_BP=array(prefix, dtype=jnp.int32),
+    blocks_BP=array(prefix, dtype=jnp.int32),
+    valid_BP=array(prefix, dtype=jnp.bool_),
+    positions_BP3=array(prefix, 3, dtype=jnp.int32),
+    target_positions_BN3=array(count, 3, dtype=jnp.int32),
+  )
+  condition = Conditioning(
+    array(tokens, config.context_dim), array(latents, channels), layout
+  )
+  return {"latents_BNZ": array(count, channels), "condition": condition}
+
+
+def check_plannable(config) -> None:
+  """Raises InputError for configs whose step is not planned here."""
+  if config.objective != "flow_matching":
+    raise InputError(
+      f"config.objective={config.objective!r} is not planned by this program; "
+      "it plans flow_matching."
+    )
+  if "lora" in config and config.lora.rank:
+    raise InputError(
+      "the step of a LoRA is not planned by this program; plan with "
+      "--config.lora.rank=0, which needs more memory."
+    )
+
+
+def _text_tokens(config, grid, references: int) -> int:
+  """Encoder tokens of a prompt; tags as the built-in tokenizer counts them."""
+  if not references:
+    return config.length
+  slots = (num_slots(grid),) * references
+  text_encoder, _ = encoder.built_in(config.width)
+  return config.length + encoder.num_image_tokens(text_encoder, slots)
+
+
+def _tokens_of(features) -> mmdit_flops.Tokens:
+  condition = features["condition"]
+  return mmdit_flops.Tokens(
+    target=features["latents_BNZ"].shape[1],
+    text=condition.text_BTC.shape[1],
+    references=condition.references_BRZ.shape[1],
+    prefix=condition.layout.source_BP.shape[1],
+  )
+
+
+def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
+  """Lowers the training step of a config.
+
+  Args:
+    config: of a flow-matching stage.
+    mesh: over the devices of a topology.
+    references: reference images per sample, of the bucket's size.
+    platforms: what to lower for.
+
+  Returns:
+    `(lowered, facts)`: facts are plain values about what was lowered.
+
+  Raises:
+    InputError: the batch does not divide over the mesh.
+  """
+  batch, parts = config.data.batch_size, config.optimizer.accumulate
+  steps.check_batch(batch, parts, mesh)
+  latents = vae.PRESETS[config.vae.preset]
+  size = max((tuple(b) for b in config.data.buckets), key=lambda b: b[0] * b[1])
+  grid = tuple(side // latents.factor for side in size)
+  context = mmdit.PRESETS[config.model.preset].context_dim
+  model = build.mmdit_config(config.model, latents.z_dim, context)
+  module = mmdit.MMDiT(model)
+  tx = optimizer.create(config.optimizer, config.num_steps)
+  train_state = abstract_state(
+    functools.partial(mmdit.init_params, module), tx, mmdit.SHARDING_RULES, mesh
+  )
+  features = abstract_features(
+    model, batch, grid, _text_tokens(config.text, grid, references),
+    (grid,) * references, mesh,
+  )  # fmt: skip
+  step = jit_step(
+    config, flow_loss(config, module), tx,
+    shardings_of(train_state), mesh,
+  )  # fmt: skip
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = jax.ShapeDtypeStruct(
+    key.shape, key.dtype, sharding=jax.NamedSharding(mesh, jax.P())
+  )
+  with jax.set_mesh(mesh):
+    lowered = step.trace(train_state, features, key).lower(
+      lowering_platforms=platforms
+    )
+  count = sum(x.size for x in jax.tree.leaves(train_state.params))
+  tokens = _tokens_of(features)
+  work = mmdit_flops.step_flops(model, tokens, batch)
+  facts = {
+    "parameters": count,
+    "bucket": list(size),
+    "references": references,
+    "tokens": {"prefix": tokens.prefix, "target": tokens.target},
+    "global_batch": batch,
+    "accumulate": parts,
+    "batch_per_chip": batch / parts / mesh.size,
+    "mesh": dict(mesh.shape),
+    "remat": model.remat,
+    "analytic_flops_per_step": work.executed,
+    "model_flops_per_step": work.model,
+  }
+  return lowered, facts
