@@ -6,6 +6,7 @@
     python -m qi2_jax.convert import --from=adapter.safetensors \\
       --to=models/lora --base=models/qi21
     python -m qi2_jax.convert export --from=models/lora --to=out.safetensors
+    python -m qi2_jax.convert export --from=runs/lora --to=out.safetensors
     python -m qi2_jax.convert verify Qwen-Image-2.1
 
 Transformer and VAE are rewritten: safetensors on import become Orbax arrays
@@ -189,8 +190,9 @@ def _copy(files: list[tuple[str, str]], target: str) -> None:
 def export_workdir(source: str, target: str, dtype: str | None = None) -> None:
   """Makes a diffusers pipeline folder of a flow-matching workdir.
 
-  MMDiT (EMA) and VAE are the run's. The text encoder is the one it was
-  trained with, copied from `config.text.path`, or the built-in one.
+  MMDiT (EMA; a LoRA run's factors are merged into its base) and VAE are the
+  run's. The text encoder is the one it was trained with, copied from
+  `config.text.path`, or the built-in one.
 
   Args:
     source: workdir.
@@ -263,6 +265,33 @@ def import_lora(source: str, target: str, base: str | None) -> None:
   logging.info("wrote the LoRA adapter %s", target)
 
 
+def export_model(source: str, target: str, dtype: str | None = None) -> None:
+  """Exports a pipeline folder, a workdir or an adapter, whichever it is.
+
+  A workdir becomes a pipeline folder, or under a name in .safetensors the
+  adapter that it trained.
+
+  Args:
+    source: what to export.
+    target: new folder or file.
+    dtype: of transformer and VAE; adapters keep theirs.
+
+  Raises:
+    InputError: as `export_pipeline`, or the workdir trained no adapter.
+  """
+  if lora.is_native(source):
+    _check_target(source, target)
+    lora.write(target, lora.load(source))
+  elif not workdir.is_workdir(source):
+    export_pipeline(source, target, dtype)
+  elif target.endswith(".safetensors"):
+    _check_target(source, target)
+    lora.write(target, workdir.load_adapter(source))
+    logging.info("wrote the LoRA adapter %s", target)
+  else:
+    export_workdir(source, target, dtype)
+
+
 def main(words: list[str]) -> int | None:
   """Entry point.
 
@@ -305,13 +334,8 @@ def _convert(word: str, source: str, target: str) -> None:
     import_lora(source, target, values.base)
   elif word == "import":
     import_pipeline(source, target)
-  elif lora.is_native(source):
-    _check_target(source, target)
-    lora.write(target, lora.load(source))
-  elif workdir.is_workdir(source):
-    export_workdir(source, target, values.dtype)
   else:
-    export_pipeline(source, target, values.dtype)
+    export_model(source, target, values.dtype)
 
 
 def _define_verify_flags():

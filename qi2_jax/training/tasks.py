@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from qi2_jax.conditioning.conditioner import (
+  Conditioner,
   Frozen,
   encode_images,
   to_uint8,
@@ -24,8 +25,9 @@ from qi2_jax.flow.generate import Generator, Request
 from qi2_jax.interop import model_folder
 from qi2_jax.models import mmdit, vae
 from qi2_jax.objectives.vae import latent_statistics
+from qi2_jax.parallel import distributed
 from qi2_jax.parallel.sharding import put_batch
-from qi2_jax.training import build, checkpoints, steps
+from qi2_jax.training import adapter, build, checkpoints, lora_task, steps
 
 Sample = dict
 
@@ -55,6 +57,7 @@ class Task:
 
 def vae_task(config, workdir: str, mesh) -> Task:
   """Reconstruction training of the VAE."""
+  adapter.from_config(config)  # refuses a LoRA
   module = build.new_vae(config.vae)
 
   def init(key):
@@ -79,7 +82,7 @@ def vae_task(config, workdir: str, mesh) -> Task:
     shape = samples[0]["image"].shape
     images = [s["image"] for s in samples if s["image"].shape == shape]
     out, _ = reconstruct(ema, to_unit(np.stack(images)))
-    both = [*images, *to_uint8(np.asarray(out))]
+    both = [*images, *to_uint8(distributed.to_host(out))]
     return {"reconstruction": grid(both, columns=len(images))}
 
   def finish(ema, batches):
@@ -87,13 +90,17 @@ def vae_task(config, workdir: str, mesh) -> Task:
       reconstruct(ema, encode(put_batch(next(batches), mesh))["image"])[1]
       for _ in range(config.latent_stat_batches)
     ]
+    moments = distributed.to_host(moments)
     mean, square = (np.mean([m[i] for m in moments], axis=0) for i in (0, 1))
     std = np.sqrt(np.maximum(square - mean**2, 1e-12))
+    params = distributed.to_host(ema)
     variables = {
-      "params": ema, "latent_stats": {"mean": mean, "std": std},
+      "params": params, "latent_stats": {"mean": mean, "std": std},
     }  # fmt: skip
     path = f"{workdir}/vae"
-    model_folder.save_vae(path, module.config, variables)
+    distributed.on_first(
+      lambda: model_folder.save_vae(path, module.config, variables)
+    )
     logging.info("wrote the VAE and its latent statistics to %s", path)
 
   return Task(
@@ -103,7 +110,8 @@ def vae_task(config, workdir: str, mesh) -> Task:
 
 
 def flow_task(config, workdir: str, mesh) -> Task:
-  """Flow matching of the MMDiT on T2I and edit records."""
+  """Flow matching of the MMDiT, or of a LoRA of it, on T2I and edits."""
+  lora_config = adapter.from_config(config)
   vae_module, vae_variables = _own_vae(config, workdir)
   conditioner, encoder_params = build.conditioner(config.text, vae_module, mesh)
   frozen = Frozen(
@@ -117,13 +125,6 @@ def flow_task(config, workdir: str, mesh) -> Task:
   )
   shift = build.shift_config(config.flow.shift)
 
-  def transform(sample: Sample, rng: np.random.Generator):
-    dropped = rng.random() < config.data.caption_dropout
-    caption = "" if dropped else sample["caption"]
-    size = sample["image"].shape[:2]
-    host = conditioner.host(caption, sample["references"], size)
-    return {"image": sample["image"], **host}
-
   @jax.jit
   def encode(frozen, batch):
     latents = encode_images(vae_module, frozen.vae, batch["image"])
@@ -131,7 +132,67 @@ def flow_task(config, workdir: str, mesh) -> Task:
     condition = conditioner.encode(frozen, batch)
     return {"latents_BNZ": latents, "condition": condition}
 
-  generator = Generator(module, conditioner)
+  loss = steps.flow_matching_loss(
+    module, logit_mean=config.flow.logit_mean,
+    logit_std=config.flow.logit_std,
+    shift=shift if config.flow.shift_training else None,
+  )  # fmt: skip
+  task = Task(
+    functools.partial(mmdit.init_params, module), mmdit.SHARDING_RULES,
+    _flow_transform(conditioner, config.data),
+    functools.partial(encode, frozen), loss,
+    _flow_preview(Generator(module, conditioner), frozen, config),
+    lambda ema, batches: None,
+  )  # fmt: skip
+  if lora_config is None:
+    return task
+  return lora_task.adapted(task, lora_config, config.init, workdir, mesh)
+
+
+def _flow_transform(conditioner: Conditioner, config) -> Callable:
+  """`Task.transform` of the flow task; `config` is `config.data`."""
+
+  def transform(sample: Sample, rng: np.random.Generator):
+    caption, references = drop_condition(
+      sample["caption"], sample["references"], rng,
+      caption_dropout=config.caption_dropout,
+      reference_dropout=config.reference_dropout,
+    )  # fmt: skip
+    size = sample["image"].shape[:2]
+    host = conditioner.host(caption, references, size)
+    return {"image": sample["image"], **host}
+
+  return transform
+
+
+def drop_condition(
+  caption: str, references: Sequence[np.ndarray], rng: np.random.Generator, *,
+  caption_dropout: float, reference_dropout: float,
+) -> tuple[str, tuple[np.ndarray, ...]]:  # fmt: skip
+  """Drops the caption, and all reference images, each with its probability.
+
+  A dropped reference becomes opaque white in its own size: the batch keeps
+  its shape, so that no other program is compiled, and "no image" is an input
+  that a sampler can give. The report drops text only; this is ours.
+
+  Args:
+    caption: text of the sample.
+    references: uint8 `[h, w, C]`.
+    rng: of the sample.
+    caption_dropout: probability of an empty caption.
+    reference_dropout: probability of white references.
+  """
+  # Always both draws: which captions are dropped does not depend on whether
+  # references are.
+  no_caption = rng.random() < caption_dropout
+  no_references = rng.random() < reference_dropout
+  if no_references:
+    references = [np.full_like(r, 255) for r in references]
+  return "" if no_caption else caption, tuple(references)
+
+
+def _flow_preview(generator: Generator, frozen: Frozen, config) -> Callable:
+  """`Task.preview` of the flow task."""
   sampling = build.sampling_config(config)
 
   def preview(ema, samples: Sequence[Sample]):
@@ -146,16 +207,7 @@ def flow_task(config, workdir: str, mesh) -> Task:
       rows += [*sample["references"], image]
     return {"samples": grid(rows, columns=8)}
 
-  loss = steps.flow_matching_loss(
-    module, logit_mean=config.flow.logit_mean,
-    logit_std=config.flow.logit_std,
-    shift=shift if config.flow.shift_training else None,
-  )  # fmt: skip
-  return Task(
-    functools.partial(mmdit.init_params, module), mmdit.SHARDING_RULES,
-    transform, functools.partial(encode, frozen), loss, preview,
-    lambda ema, batches: None,
-  )  # fmt: skip
+  return preview
 
 
 def _own_vae(config, workdir: str):
@@ -167,7 +219,10 @@ def _own_vae(config, workdir: str):
   if checkpoints.has_checkpoint(workdir):
     return build.load_vae(workdir, config.vae.dtype)
   module, variables = build.frozen_vae(config.vae)
-  model_folder.save_vae(f"{workdir}/vae", module.config, variables)
+  whole = distributed.to_host(variables)
+  distributed.on_first(
+    lambda: model_folder.save_vae(f"{workdir}/vae", module.config, whole)
+  )
   return module, variables
 
 

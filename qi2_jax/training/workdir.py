@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from qi2_jax.conditioning.conditioner import Conditioner, Frozen
 from qi2_jax.errors import InputError
-from qi2_jax.models import mmdit
-from qi2_jax.training import build, checkpoints
+from qi2_jax.models import lora, mmdit
+from qi2_jax.training import build, checkpoints, weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Workdir:
   Attributes:
     config: the run's config.
     model: the MMDiT.
-    params: its EMA parameters at `step`.
+    params: its EMA parameters at `step`; a LoRA run's are merged.
     conditioner: encoder and VAE modules.
     frozen: their variables.
     step: training step of the weights.
@@ -52,8 +52,40 @@ def load(path: str, dtype: str | None = None) -> Workdir:
     dtype: compute dtype of the models; None keeps the run's.
 
   Raises:
-    InputError: the run has another objective or no checkpoint yet.
+    InputError: the run has another objective or no checkpoint yet, or it
+      trained a LoRA whose base is gone.
   """
+  config = _config(path)
+  if dtype is not None:
+    for part in (config.model, config.vae, config.text):
+      part.dtype = dtype
+  store, step = _open(path)
+  weights.check_base(path)
+  vae, vae_variables = build.load_vae(path, config.vae.dtype)
+  conditioner, encoder_params = build.conditioner(config.text, vae)
+  width = conditioner.encoder.width
+  model = mmdit.MMDiT(build.mmdit_config(config.model, vae.config.z_dim, width))
+  abstract = jax.eval_shape(lambda: mmdit.init_params(model, jax.random.key(0)))
+  params = weights.run_params(path, store, step, _on_one_device(abstract))
+  store.close()
+  frozen = Frozen(vae_variables, encoder_params)
+  return Workdir(config, model, params, conditioner, frozen, step)
+
+
+def load_adapter(path: str) -> lora.Lora:
+  """The newest EMA factors of a LoRA workdir; its base is not read.
+
+  Raises:
+    InputError: the run trained no LoRA, or has no checkpoint yet.
+  """
+  _config(path)
+  store, step = _open(path)
+  adapter = weights.run_adapter(path, store, step)
+  store.close()
+  return adapter
+
+
+def _config(path: str) -> ConfigDict:
   with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
     config = ConfigDict(json.load(file))
   if config.objective != "flow_matching":
@@ -61,24 +93,17 @@ def load(path: str, dtype: str | None = None) -> Workdir:
       f"{path} trained a {config.objective}, which makes no images from "
       "prompts; pass a pretrain or sft workdir."
     )
-  if dtype is not None:
-    for part in (config.model, config.vae, config.text):
-      part.dtype = dtype
+  return config
+
+
+def _open(path: str) -> tuple[checkpoints.CheckpointStore, int]:
   store = checkpoints.CheckpointStore(path, read_only=True)
   step = store.latest()
   if step is None:
     raise InputError(
       f"{path} holds no finished checkpoint yet; train on first."
     )
-  vae, vae_variables = build.load_vae(path, config.vae.dtype)
-  conditioner, encoder_params = build.conditioner(config.text, vae)
-  width = conditioner.encoder.width
-  model = mmdit.MMDiT(build.mmdit_config(config.model, vae.config.z_dim, width))
-  abstract = jax.eval_shape(lambda: mmdit.init_params(model, jax.random.key(0)))
-  params = store.restore_part(step, "ema", _on_one_device(abstract))
-  store.close()
-  frozen = Frozen(vae_variables, encoder_params)
-  return Workdir(config, model, params, conditioner, frozen, step)
+  return store, step
 
 
 def _on_one_device(abstract):
