@@ -5,11 +5,23 @@
       --workdir=runs/pretrain
 
 Run the same command again to resume: parameters, optimizer, EMA and data
-order continue bit for bit. Ctrl-C saves and exits. Any config field can be
-overridden: --config.optimizer.learning_rate=3e-4. The workdir receives
-checkpoints/, config.json, metrics.jsonl, samples/*.png and tensorboard/.
+order continue bit for bit, on another mesh too (--config.mesh.fsdp=8; there
+up to rounding). Any config field can be overridden:
+--config.optimizer.learning_rate=3e-4. The workdir receives checkpoints/,
+config.json, metrics.jsonl, samples/*.png and tensorboard/; profile/ on request
+(--config.profile_steps=5).
+
+Exit status, for launchers:
+
+    0          all steps are done
+    143, 130   stopped by SIGTERM or Ctrl-C (128 + signal); what was trained is
+               saved and the same command goes on: restart it
+    2          bad input, a run that diverged, a full disk: one sentence says
+               what to change; a restart alone would not help
+    other      a crash; the same command goes on from the newest checkpoint
 """
 
+import contextlib
 import json
 import os
 
@@ -25,17 +37,30 @@ from data_pipelines.records import open_dataset, read_manifest
 from data_pipelines.shapes.generate import Options, generate
 from qi2_jax import cli
 from qi2_jax.errors import InputError
-from qi2_jax.interop import model_folder
+from qi2_jax.parallel import distributed
 from qi2_jax.parallel import mesh as mesh_lib
-from qi2_jax.parallel import sharding
-from qi2_jax.training import checkpoints, loop, optimizer, state, steps
-from qi2_jax.training.metrics import Writers
+from qi2_jax.training import (
+  adapter,
+  checkpoints,
+  health,
+  loop,
+  optimizer,
+  profile,
+  program,
+  progress,
+  state,
+  steps,
+  weights,
+)
+from qi2_jax.training.metrics import Silent, Writers
 from qi2_jax.training.tasks import TASKS
 
 # Fields that may differ when a run is resumed: they do not change the result.
 _FREE_FIELDS = (
-  "log_every", "save_every", "preview_every", "keep_checkpoints", "mesh",
+  "log_every", "save_every", "preview_every", "keep_checkpoints", "keep_every",
+  "max_skipped_steps", "loss_spike", "profile_start", "profile_steps", "mesh",
   "data.threads", "data.path", "vae.path", "text.path", "init", "sampling",
+  "optimizer.accumulate",
 )  # fmt: skip
 _PREVIEW_IMAGES = 8
 
@@ -99,13 +124,10 @@ def data_paths(config, workdir: str) -> tuple[str, ...]:
   path = os.path.join(workdir, "data")
   logging.warning("config.data.path is empty: training on rendered shapes")
   sizes = tuple((w, h) for h, w in config.buckets)
-  generate(
-    path,
-    Options(
-      t2i=config.rendered_t2i, edits=config.rendered_edits, sizes=sizes,
-    ),
-    workers=1,
+  options = Options(
+    t2i=config.rendered_t2i, edits=config.rendered_edits, sizes=sizes,
   )  # fmt: skip
+  distributed.on_first(lambda: generate(path, options, workers=1))
   return (path,)
 
 
@@ -160,52 +182,19 @@ def initial_state(config, task, tx, mesh, store):
   """
   key = jax.random.fold_in(jax.random.key(config.seed), 0x1417)
   create = lambda: state.create(task.init(key), tx)  # noqa: E731
-  abstract = jax.eval_shape(create)
-  shardings = sharding.tree_shardings(abstract, task.rules, mesh)
-  abstract = jax.tree.map(
-    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-    abstract, shardings,
-  )  # fmt: skip
-  latest = store.latest()
-  if latest is not None:
-    logging.info("resuming from step %d", latest)
-    return store.restore(latest, abstract)
-  if not config.init:
+  abstract = program.abstract_state(task.init, tx, task.rules, mesh)
+  shardings = program.shardings_of(abstract)
+  restored = store.restore_newest(abstract)
+  if restored:
+    logging.info("resuming from step %d", restored[1]["step"])
+    return restored
+  if not config.init or adapter.from_config(config):
+    # The factors of a LoRA are new; its base belongs to the task.
     return jax.jit(create, out_shardings=shardings)(), None
-  params = initial_params(config.init, abstract.params)
+  params = weights.initial_params(config.init, abstract.params)
   start = lambda params: state.create(params, tx)  # noqa: E731
   start = jax.jit(start, donate_argnums=0, out_shardings=shardings)
   return start(params), None
-
-
-def initial_params(path: str, abstract):
-  """EMA weights of a workdir, or the MMDiT of a pipeline folder.
-
-  Args:
-    path: `config.init`.
-    abstract: shapes, dtypes and shardings of the parameters.
-
-  Raises:
-    InputError: the path holds neither, or another model.
-  """
-  if model_folder.is_pipeline_folder(path):
-    model_folder.check_pipeline_folder(path)
-    shapes = model_folder.abstract_mmdit(model_folder.mmdit_config(path))
-    checkpoints.check_same_tree(shapes, abstract, path)
-    _, params = model_folder.load_mmdit(
-      path, dtype=jax.numpy.float32,
-      shardings=lambda _: jax.tree.map(lambda a: a.sharding, abstract),
-    )  # fmt: skip
-    logging.info("starting from the transformer of %s", path)
-    return params
-  source = checkpoints.CheckpointStore(path, read_only=True)
-  step = source.latest()
-  if step is None:
-    raise InputError(f"config.init={path} holds no checkpoint.")
-  params = source.restore_part(step, "ema", abstract)
-  source.close()
-  logging.info("starting from the EMA of %s, step %d", path, step)
-  return params
 
 
 def train(config, workdir: str) -> int:
@@ -216,15 +205,15 @@ def train(config, workdir: str) -> int:
       f"{sorted(TASKS)}."
     )
   mesh = mesh_lib.create_mesh(config.mesh.to_dict())
-  sharding.check_batch(config.data.batch_size, mesh)
-  prepare_workdir(workdir, config.to_dict())
+  steps.check_batch(
+    config.data.batch_size, config.optimizer.accumulate, mesh
+  )  # fmt: skip
+  distributed.on_first(lambda: prepare_workdir(workdir, config.to_dict()))
   paths = data_paths(config.data, workdir)
   data = loader_config(config.data, paths, workdir, config.seed)
   with jax.set_mesh(mesh):
     task = TASKS[config.objective](config, workdir, mesh)
-    loader = Loader(
-      data, task.transform, jax.process_index(), jax.process_count()
-    )
+    loader = Loader(data, task.transform, *distributed.batch_share(mesh))
     logging.info("data:\n%s", loader.report())
     try:
       stopped = _run(config, workdir, mesh, task, loader, data)
@@ -245,7 +234,9 @@ def train(config, workdir: str) -> int:
 def _run(config, workdir, mesh, task, loader, data) -> int:
   """Restores the state and runs the loop; returns a signal number or 0."""
   tx = optimizer.create(config.optimizer, config.num_steps)
-  store = checkpoints.CheckpointStore(workdir, keep=config.keep_checkpoints)
+  store = checkpoints.CheckpointStore(
+    workdir, keep=config.keep_checkpoints, keep_every=config.keep_every
+  )
   train_state, meta = initial_state(config, task, tx, mesh, store)
   start = int(train_state.step)
   if meta and meta["data"] != loader.fingerprint:
@@ -256,29 +247,32 @@ def _run(config, workdir, mesh, task, loader, data) -> int:
   _log_size(train_state.params, mesh)
   batches = loader.iterate(start)
   samples = preview_samples(data)
-  shardings = jax.tree.map(lambda x: x.sharding, train_state)
-  step_fn = jax.jit(
-    steps.make_step(task.loss, tx, config.ema_decay),
-    donate_argnums=0,
-    out_shardings=(shardings, None),
+  step_fn = program.jit_step(
+    config, task.loss, tx, program.shardings_of(train_state), mesh
   )
   settings = loop.LoopConfig(
     config.num_steps, config.data.batch_size, config.log_every,
     config.save_every, config.preview_every, config.seed,
   )  # fmt: skip
-  writers = Writers(workdir, start)
-  try:
+  first = jax.process_index() == 0
+  writers = Writers(workdir, start) if first else Silent()
+  with contextlib.closing(store), contextlib.closing(writers):
     train_state, stopped = loop.run(
       train_state, step_fn, task.encode, batches, settings, mesh=mesh,
       store=store, writers=writers,
+      health=health.Health(
+        workdir, config.max_skipped_steps, config.loss_spike,
+        meta and meta.get("health"),
+      ),
+      window=profile.ProfileWindow(
+        f"{workdir}/profile", config.profile_start, config.profile_steps
+      ),
       meta=lambda step: {"step": step, "data": loader.fingerprint},
       preview=lambda s, step: task.preview(s.ema, samples),
+      work=lambda features: progress.work_of(config, features),
     )  # fmt: skip
     if not stopped:
       task.finish(train_state.ema, batches)
-  finally:
-    store.close()
-    writers.close()
   return stopped
 
 
@@ -302,6 +296,10 @@ def _define_flags():
 
 def main() -> int:
   """Entry point."""
+  distributed.initialise()
+  if jax.process_index():
+    # Process 0 speaks for all; what the others warn of may be theirs alone.
+    logging.set_verbosity(logging.WARNING)
   return train(flags.FLAGS.config, flags.FLAGS.workdir)
 
 

@@ -162,3 +162,12 @@ def test_a_resumed_run_counts_on(cut, tmp_path):
   second.settle()
   assert second.record() == whole.record()
   assert whole.skipped == 4 and whole.spikes > 0
+
+
+def test_a_row_of_skipped_steps_goes_on_after_a_restart(tmp_path):
+  first = feed(Health(str(tmp_path), 3, 0.0), [1.0, np.nan, np.nan])
+  first.settle()
+  second = Health(str(tmp_path), 3, 0.0, first.record())
+  feed(second, [np.nan], 4)
+  with pytest.raises(InputError, match="3 steps in a row"):
+    second.settle()

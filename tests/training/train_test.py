@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from data_pipelines.shapes.generate import Options, generate
-from experiments import pretrain, sft, vae
+from experiments import continual, pretrain, sft, vae
 from qi2_jax import train
 from qi2_jax.errors import InputError
 from qi2_jax.flow.generate import Request, SamplingConfig
@@ -23,7 +23,9 @@ from qi2_jax.models.vae import init_variables
 from qi2_jax.pipeline import Pipeline
 from qi2_jax.training import build, checkpoints, steps
 
-STAGES = {"vae": vae, "pretrain": pretrain, "sft": sft}
+STAGES = {
+  "vae": vae, "pretrain": pretrain, "continual": continual, "sft": sft,
+}  # fmt: skip
 
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -171,9 +173,11 @@ def test_stop_signal_saves_and_continues(data, tmp_path, monkeypatch):
 
 
 def test_nan_stops_the_run(data, tmp_path):
-  config = short("vae", data, **{"optimizer.learning_rate": 1e30})
-  with pytest.raises(InputError, match="loss is"):
-    train.train(config, str(tmp_path / "run"))
+  fields = {"optimizer.learning_rate": 1e30, "max_skipped_steps": 2}
+  with pytest.raises(InputError, match="2 steps in a row were not finite"):
+    train.train(short("vae", data, **fields), str(tmp_path / "run"))
+  (saved,) = (tmp_path / "run").glob("nonfinite_batch_*.npz")
+  assert np.load(saved)["image"].shape == (8, 64, 64, 4)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +261,9 @@ def _trace_one_step(config):
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_config_builds(stage):
   module = STAGES[stage]
-  names = [n for n in ("tiny", "demo", "256", "512") if n in module.__doc__]
+  names = [
+    n for n in ("tiny", "demo", "256", "512", "1024") if n in module.__doc__
+  ]
   assert "tiny" in names
   built = 0
   for name in names:
