@@ -22,6 +22,7 @@ from qi2_jax.models import vae_tiling
 from qi2_jax.models.condition import Layout
 from qi2_jax.models.mmdit import MMDiT
 from qi2_jax.models.vae import VAE
+from qi2_jax.parallel import distributed
 
 # Euler steps per call, after each of which progress is reported; ours.
 _STEPS_PER_CALL = 4
@@ -272,7 +273,8 @@ class Generator:
       x.block_until_ready()
       progress(share)
     x = x.reshape(x.shape[0], *grid, -1)
-    return list(np.asarray(_decode(frozen.vae, x, vae=self.vae))[:count])
+    images = _decode(frozen.vae, x, vae=self.vae)
+    return list(distributed.to_host(images)[:count])
 
 
 def _report_share(progress, done: int, count: int, share: float) -> None:

@@ -29,8 +29,16 @@ def save(path: str, tree) -> None:
   Raises:
     InputError: the file system refuses.
   """
+  # One process writes alone: Orbax would wait for all of them.
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=jax.process_index(),
+    active_processes={jax.process_index()},
+    barrier_sync_key_prefix="native",
+  )
   # OCDBT, the default, keeps all written data in memory until the end.
-  handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+  handler = ocp.PyTreeCheckpointHandler(
+    use_ocdbt=False, multiprocessing_options=alone
+  )
   # Chunks never span layers, so that one layer can be read alone.
   args = jax.tree_util.tree_map_with_path(
     lambda p, x: ocp.SaveArgs(
@@ -41,7 +49,8 @@ def save(path: str, tree) -> None:
   )
 
   def work():
-    with ocp.Checkpointer(handler) as writer:
+    writer = ocp.Checkpointer(handler, multiprocessing_options=alone)
+    with writer:
       writer.save(path, args=ocp.args.PyTreeSave(tree, save_args=args))
 
   # Orbax writes in threads that Ctrl-C does not stop, and that would fill
