@@ -139,7 +139,7 @@ def test_another_model_is_no_damage(saved, abstract, tmp_path):
   kernel = jax.ShapeDtypeStruct((3, 3), jnp.float32)
   other = abstract.replace(params={"a": {"kernel": kernel}})
   store = CheckpointStore(str(work))
-  with pytest.raises(InputError, match="^checkpoint 4 is of another model"):
+  with pytest.raises(InputError, match=r"^checkpoint 4 is of another model"):
     store.restore_newest(other)
   store.close()
   assert names(work) == ["2", "4"]
