@@ -7,6 +7,7 @@ and fingerprint); it appears under its final name only when complete.
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 
@@ -180,7 +181,10 @@ class CheckpointStore:
   def _saved(self, step: int) -> dict:
     """Shapes of the saved arrays, as nested dicts."""
     with ocp.PyTreeCheckpointer() as reader:
-      return reader.metadata(self._path(step)).item_metadata.tree
+      metadata = reader.metadata(self._path(step)).item_metadata
+    if metadata is None:
+      raise ValueError("its list of arrays is damaged")
+    return metadata.tree
 
   def close(self) -> None:
     """Waits for saves in flight and releases the folder.
@@ -209,10 +213,15 @@ def _check_writable(folder: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-  """The last words of an error, which name the cause, in one line."""
+  """The cause of an error in a few words."""
+  while error.__cause__ is not None:
+    error = error.__cause__
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
-  return str(error).strip().splitlines()[-1].strip()[-200:]
+  text = str(error).strip()
+  # TensorStore: "...: No space left on device [os_error_code='28' ...".
+  found = re.search(r"([^:]+?) \[os_error_code", text)
+  return found[1].strip() if found else text.partition("\n")[0][:200]
 
 
 def _shapes(tree) -> dict[str, tuple]:

@@ -2,6 +2,7 @@
 """The loop on a toy: order, resuming, signals, lost runs, profiles."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -127,15 +128,18 @@ def kill_at(wanted):
 
 
 @pytest.mark.parametrize("cut", [1, 6, 9])
-@pytest.mark.parametrize("nan", [(), (2, 3, 5, 7, 8)])
-def test_a_killed_run_ends_the_same(cut, nan, tmp_path):
+@pytest.mark.parametrize(
+  "nan, log_every", [((), 1), ((2, 3, 5, 7, 8), 1), ((2, 3, 6, 7), 5)]
+)
+def test_a_killed_run_ends_the_same(cut, nan, log_every, tmp_path):
+  config = dataclasses.replace(CONFIG, log_every=log_every)
   whole, broken = tmp_path / "whole", tmp_path / "broken"
   for folder in (whole, broken):
     folder.mkdir()
-  expected = toy(whole, nan=nan)
+  expected = toy(whole, config, nan=nan)
   with pytest.raises(Killed):
-    toy(broken, nan=nan, hook=kill_at(cut))
-  actual = toy(broken, nan=nan)
+    toy(broken, config, nan=nan, hook=kill_at(cut))
+  actual = toy(broken, config, nan=nan)
   assert expected.health.skipped == len(nan)
   assert actual.health.record() == expected.health.record()
   jax.tree.map(np.testing.assert_array_equal, actual.state, expected.state)
