@@ -197,6 +197,31 @@ def test_env_adds_to_what_is_set():
   assert "xla_gpu_enable_latency_hiding_scheduler=true" in done.stdout
 
 
+COMPILE = """
+import jax
+from jax.experimental import topologies
+topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
+x = jax.ShapeDtypeStruct((8, 128), "float32", sharding=sharding)
+jax.jit(lambda x: x + 1).lower(x).compile()
+"""
+
+
+@pytest.mark.parametrize("extra, status", [("", 0), ("--xla_tpu_none=1", 1)])
+def test_the_tpu_compiler_knows_the_flags(extra, status):
+  pytest.importorskip("libtpu")
+  code = '. tpu_setup/env.sh tpu; exec "$0" -c "$1"'
+  done = subprocess.run(
+    ["bash", "-euc", code, sys.executable, COMPILE], cwd=ROOT, text=True,
+    capture_output=True, timeout=120, env=os.environ
+    | {
+      "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1",
+      "LIBTPU_INIT_ARGS": extra,
+    },
+  )  # fmt: skip
+  assert bool(done.returncode) == bool(status), done.stderr[-2000:]
+
+
 @pytest.fixture
 def checkout(tmp_path):
   """A copy of the scripts, so that logs go elsewhere."""
