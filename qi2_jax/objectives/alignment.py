@@ -145,7 +145,7 @@ def marginal_distance(
 def adaptive_weight(
   pull_kernel: Callable, rec_gradient: jax.Array, align_gradient: jax.Array
 ) -> jax.Array:
-  """VA-VAE's weight that gives both losses a like say in the encoder.
+  """VA-VAE's weight that makes both gradients of the encoder equally large.
 
   The ratio of the gradient norms at the kernel of the encoder's last
   convolution, `|rec| / (|align| + 1e-4)` in [0, 1e8], without a gradient.

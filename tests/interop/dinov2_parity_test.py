@@ -5,6 +5,7 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -13,8 +14,9 @@ from absl import logging
 from qi2_jax.errors import InputError
 from qi2_jax.interop import dinov2 as interop
 from qi2_jax.interop import mapping
-from qi2_jax.models.dinov2 import PRESETS, DINOv2, upto
-from qi2_jax.parallel.sharding import path_name
+from qi2_jax.models.dinov2 import PRESETS, SHARDING_RULES, DINOv2, upto
+from qi2_jax.parallel.mesh import create_mesh
+from qi2_jax.parallel.sharding import path_name, tree_shardings
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -104,6 +106,22 @@ def test_every_tensor_comes_back_to_the_bit(references):
   assert "encoder.layer.0.attention.attention.query.weight" in exported
   for name, tensor in exported.items():
     np.testing.assert_array_equal(tensor, tensors[name], err_msg=name)
+
+
+def test_weights_go_straight_to_their_shards(references):
+  _, path = references["registers"]
+  mesh = create_mesh({"fsdp": 4, "tensor": 2})
+  _, whole = interop.load(str(path), layer=1)
+  _, split = interop.load(
+    str(path), layer=1, param_dtype=jnp.bfloat16,
+    shardings=lambda tree: tree_shardings(tree, SHARDING_RULES, mesh),
+  )  # fmt: skip
+  spec = split["blocks"]["fc1"]["kernel"].sharding.spec
+  assert spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(a.astype(jnp.bfloat16), b),
+    whole, split,
+  )  # fmt: skip
 
 
 def test_the_large_preset_is_the_public_model():

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 
 from qi2_jax.errors import InputError
 from qi2_jax.interop import lpips as interop
@@ -74,9 +75,18 @@ def test_the_distance_is_fp32_under_bf16(small):
   assert jax.grad(lambda a: half.apply({"params": params}, a, b).sum())(
     a
   ).dtype == jnp.float32  # fmt: skip
-  # Many small channels: a bf16 sum of squares would stop growing.
-  many = jnp.ones((1, 1, 1, 4096), jnp.bfloat16)
-  np.testing.assert_allclose(lpips.unit_channels(many)[0, 0, 0, 0], 1 / 64)
+  features = jax.random.normal(jax.random.key(1), (1, 2, 3, 50), jnp.bfloat16)
+  unit = lpips.unit_channels(features)
+  x = np.asarray(features, np.float64)
+  expected = x / np.linalg.norm(x, axis=-1, keepdims=True)
+  np.testing.assert_allclose(unit, expected, rtol=1e-6)
+
+
+def test_random_features_warn_loudly(monkeypatch):
+  said = []
+  monkeypatch.setattr(logging, "warning", lambda text: said.append(text))
+  interop.random_features(jax.random.key(0), config=CONFIG)
+  assert "RANDOM FEATURES" in said[0]
 
 
 @pytest.mark.parametrize("shape, message", [
