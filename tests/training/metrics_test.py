@@ -3,6 +3,7 @@
 
 import json
 import resource
+import time
 
 import numpy as np
 import pytest
@@ -65,7 +66,9 @@ def test_tensorboard_gets_what_tensorboardx_would_write(tmp_path):
   assert ours == theirs
 
 
-def test_a_full_disk_is_one_sentence_and_keeps_what_is_there(tmp_path):
+def test_a_full_disk_is_one_sentence_and_keeps_what_is_there(
+  tmp_path, monkeypatch
+):
   write(tmp_path, range(1, 4))
   size = (tmp_path / "metrics.jsonl").stat().st_size
   writers = Writers(str(tmp_path), 3)
@@ -76,12 +79,16 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_there(tmp_path):
     with pytest.raises(InputError, match=r"cannot write .*metrics.jsonl \("):
       writers.scalars(4, {"loss": 1.0})
     with pytest.raises(InputError, match=r"cannot write .*tensorboard \("):
-      grid = np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8)
-      writers._board.write_images(4, {"grid": grid})
-      writers.close()
+      # Written by clu's thread; the error comes with a later call.
+      monkeypatch.setattr(writers._jsonl, "write", lambda *_: None)
+      for step in range(4, 400):
+        writers.scalars(step, {str(i): 0.5 for i in range(99)})
+        time.sleep(0.01)
     with pytest.raises(InputError, match=r"cannot write .*grid_0000004.png \("):
       grid = np.random.default_rng(0).integers(0, 255, (99, 99, 3), np.uint8)
       writers.image(4, "grid", grid)
+    with pytest.raises(InputError, match=r"cannot write .*tensorboard \("):
+      writers.close()
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   write(tmp_path, range(4, 6), resume=3)
