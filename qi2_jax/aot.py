@@ -40,7 +40,7 @@ from qi2_jax.parallel import mesh as mesh_lib
 from qi2_jax.training import program
 
 _GIB = 2**30
-# Meshes that a search tries, for n chips; others by --config.mesh.
+# Meshes that a search tries; -1 takes the rest of the chips.
 _SEARCH_MESHES = (
   {"fsdp": -1}, {"data": 4, "fsdp": -1}, {"fsdp": -1, "tensor": 4},
 )  # fmt: skip
@@ -184,9 +184,9 @@ def _version(package: str) -> str:
 
 
 def candidates(config, devices: int):
-  """Configs of a search: mesh x remat x microbatch, in this nesting.
+  """Yields rows of configs: one mesh and remat policy, rising microbatches.
 
-  Microbatches double, so the first that does not fit ends its row.
+  The first of a row that does not fit ends it.
   """
   for spec in _SEARCH_MESHES:
     for remat in ("full", "dots", "none"):
