@@ -94,7 +94,8 @@ def run_params(path: str, store, step: int, abstract):
   places = jax.tree.map(lambda a: a.sharding, abstract)
   one = jax.tree.leaves(places)[0]
   if isinstance(one, jax.NamedSharding):
-    factors = jax.device_put(factors, jax.NamedSharding(one.mesh, jax.P()))
+    everywhere = jax.NamedSharding(one.mesh, jax.P())
+    factors = jax.device_put(jax.device_get(factors), everywhere)
   merge = jax.jit(lora.merge, donate_argnums=0, out_shardings=places)
   return merge(params, factors)
 
