@@ -205,6 +205,5 @@ def test_the_full_step_fits_with_a_tenth_to_spare(libtpu, topology, batch):
   made = aot.plan(config, topology, devices)
   assert made["parameters"] == 7_115_124_736
   assert made["hbm_gib_per_chip"] <= 0.9 * made["hbm_limit_gib"]
-  assert made["compile_seconds"] < 180
   ratio = made["flops_per_step"] / made["analytic_flops_per_step"]
   assert ratio == pytest.approx(1, abs=0.05)
