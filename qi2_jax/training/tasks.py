@@ -115,7 +115,11 @@ def flow_task(config, workdir: str, mesh) -> Task:
   vae_module, vae_variables = _own_vae(config, workdir)
   conditioner, encoder_params = build.conditioner(config.text, vae_module, mesh)
   frozen = Frozen(
-    vae=jax.device_put(vae_variables, jax.NamedSharding(mesh, jax.P())),
+    vae=jax.device_put(
+      # A restored VAE lies on devices; they may be another process's.
+      distributed.to_host(vae_variables),
+      jax.NamedSharding(mesh, jax.P()),
+    ),
     encoder=encoder_params,
   )
   module = mmdit.MMDiT(
