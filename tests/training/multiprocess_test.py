@@ -143,6 +143,12 @@ def test_two_processes_train_as_one(tmp_path):
   assert f"resuming from step {saved}" in log.read_text()
   assert_equal_runs(one, broken)
 
+  # Two processes restore too: here a run that is already at its end.
+  log = tmp_path / "again.0.log"
+  finish(start_two(command(two), tmp_path, "again"), 0, log)
+  assert f"resuming from step {STEPS}" in log.read_text()
+  assert_equal_runs(one, two)
+
 
 @pytest.mark.slow
 def test_vae_training_previews_and_exports_from_two_processes(tmp_path):
