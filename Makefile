@@ -61,11 +61,11 @@ endef
 	.venv/bin/pip install $(PIP_FLAGS) -e .
 	@touch $@
 
+# lpips comes alone: it asks for torchvision, which would bring another torch;
+# the tests put a stand-in in its place.
 .venv-test/.stamp: pyproject.toml requirements.txt
 	$(new_venv)
 	.venv-test/bin/pip install $(PIP_FLAGS) $(TORCH)
 	.venv-test/bin/pip install $(PIP_FLAGS) -e '.[test]'
-	# Alone: it asks for torchvision, which would bring another torch; the tests
-	# put a stand-in in its place.
 	.venv-test/bin/pip install $(PIP_FLAGS) --no-deps lpips==0.1.4
 	@touch $@
