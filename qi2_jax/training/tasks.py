@@ -27,7 +27,14 @@ from qi2_jax.models import mmdit, vae
 from qi2_jax.objectives.vae import latent_statistics
 from qi2_jax.parallel import distributed
 from qi2_jax.parallel.sharding import put_batch
-from qi2_jax.training import adapter, build, checkpoints, lora_task, steps
+from qi2_jax.training import (
+  adapter,
+  build,
+  checkpoints,
+  lora_task,
+  program,
+  steps,
+)
 
 Sample = dict
 
@@ -127,7 +134,6 @@ def flow_task(config, workdir: str, mesh) -> Task:
       config.model, vae_module.config.z_dim, conditioner.encoder.width
     )
   )
-  shift = build.shift_config(config.flow.shift)
 
   @jax.jit
   def encode(frozen, batch):
@@ -136,11 +142,7 @@ def flow_task(config, workdir: str, mesh) -> Task:
     condition = conditioner.encode(frozen, batch)
     return {"latents_BNZ": latents, "condition": condition}
 
-  loss = steps.flow_matching_loss(
-    module, logit_mean=config.flow.logit_mean,
-    logit_std=config.flow.logit_std,
-    shift=shift if config.flow.shift_training else None,
-  )  # fmt: skip
+  loss = program.flow_loss(config, module)
   task = Task(
     functools.partial(mmdit.init_params, module), mmdit.SHARDING_RULES,
     _flow_transform(conditioner, config.data),
