@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qi2_jax.errors import InputError
+from qi2_jax.models import layers
 from qi2_jax.parallel.sharding import constrain
 
 MEAN = (0.485, 0.456, 0.406)
@@ -149,13 +150,6 @@ def patch_positions_smooth(table_ssD: jax.Array, h: int, w: int) -> jax.Array:
   )
 
 
-def _layer_norm(config: DINOv2Config, name: str) -> nn.LayerNorm:
-  # The fast variance E[x^2] - E[x]^2 cancels where the mean dominates.
-  return nn.LayerNorm(
-    config.eps, dtype=config.dtype, use_fast_variance=False, name=name
-  )
-
-
 class Block(nn.Module):
   """One pre-norm block with a learned scale on each branch."""
 
@@ -165,9 +159,9 @@ class Block(nn.Module):
   def __call__(self, x_BND, _):
     """Runs the block; shaped for `nn.scan`."""
     cfg = self.config
-    h = self._attend(_layer_norm(cfg, "norm1")(x_BND))
+    h = self._attend(layers.affine_norm(cfg.eps, cfg.dtype, "norm1")(x_BND))
     x_BND = x_BND + h * self._scale("scale1")
-    h = _layer_norm(cfg, "norm2")(x_BND)
+    h = layers.affine_norm(cfg.eps, cfg.dtype, "norm2")(x_BND)
     h = nn.Dense(cfg.mlp_width, dtype=cfg.dtype, name="fc1")(h)
     h = nn.gelu(constrain(h, "batch", None, "mlp"), approximate=False)
     h = nn.Dense(cfg.width, dtype=cfg.dtype, name="fc2")(h)

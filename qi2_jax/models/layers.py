@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bias-free layers of the MMDiT and the free functions behind them.
+"""Layers of the MMDiT (bias-free) and of the encoders, free functions first.
 
 Shapes: B batch, N tokens, D width, H heads, K head channels, F mlp width.
 Norms, the time embedding and the modulation run in fp32.
@@ -19,6 +19,12 @@ def layer_norm(x: jax.Array, eps: float) -> jax.Array:
   centred = x32 - x32.mean(axis=-1, keepdims=True)
   variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
   return centred * jax.lax.rsqrt(variance + eps)
+
+
+def affine_norm(eps: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+  """LayerNorm with scale and bias, as the vision transformers have it."""
+  # The fast variance E[x^2] - E[x]^2 cancels where the mean dominates.
+  return nn.LayerNorm(eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qi2_jax.errors import InputError
-from qi2_jax.models import attention
+from qi2_jax.models import attention, layers
 from qi2_jax.parallel.sharding import constrain
 
 ROPE_THETA = 10000.0
@@ -158,13 +158,6 @@ def axial_angles(h: int, w: int, merge: int, head_dim: int) -> np.ndarray:
   return in_blocks(np.concatenate(parts, axis=-1), merge)
 
 
-def _layer_norm(config: VisionConfig, name: str) -> nn.LayerNorm:
-  # The fast variance E[x^2] - E[x]^2 cancels where the mean dominates.
-  return nn.LayerNorm(
-    config.eps, dtype=config.dtype, use_fast_variance=False, name=name
-  )
-
-
 class PatchEmbed(nn.Module):
   """One linear map per patch, with a kernel that spans repeated frames."""
 
@@ -200,8 +193,10 @@ class VisionBlock(nn.Module):
     """Runs the block; `entry` is where its output goes in `taps`."""
     cfg = self.config
     x_BND, taps_SBND = carry
-    x_BND = x_BND + self._attend(_layer_norm(cfg, "norm1")(x_BND), angles_1Nk)
-    h = _layer_norm(cfg, "norm2")(x_BND)
+    x_BND = x_BND + self._attend(
+      layers.affine_norm(cfg.eps, cfg.dtype, "norm1")(x_BND), angles_1Nk
+    )
+    h = layers.affine_norm(cfg.eps, cfg.dtype, "norm2")(x_BND)
     h = nn.Dense(cfg.mlp_width, dtype=cfg.dtype, name="fc1")(h)
     h = nn.gelu(h, approximate=True)
     x_BND = x_BND + nn.Dense(cfg.width, dtype=cfg.dtype, name="fc2")(h)
@@ -240,7 +235,9 @@ class Merger(nn.Module):
   def __call__(self, x):
     """`[B, n, M, D]` or `[B, n, M * D]` -> `[B, n, O]`."""
     cfg = self.config
-    x = _layer_norm(cfg, "norm")(x).reshape(*x.shape[:2], -1)
+    x = layers.affine_norm(cfg.eps, cfg.dtype, "norm")(x).reshape(
+      *x.shape[:2], -1
+    )
     x = nn.Dense(x.shape[-1], dtype=cfg.dtype, name="fc1")(x)
     # The blocks use the tanh form, the mergers the exact one.
     x = nn.gelu(x, approximate=False)
