@@ -44,11 +44,9 @@ from qi2_jax.training import (
   checkpoints,
   health,
   loop,
-  optimizer,
   profile,
   program,
   progress,
-  state,
   steps,
   weights,
 )
@@ -174,15 +172,14 @@ def preview_samples(config: LoaderConfig) -> list[dict]:
   return samples
 
 
-def initial_state(config, task, tx, mesh, store):
+def initial_state(config, task, mesh, store):
   """Resumes, or starts from `config.init`, or from scratch; in this order.
 
   Returns:
     `(state on the mesh, meta of the checkpoint or None)`.
   """
   key = jax.random.fold_in(jax.random.key(config.seed), 0x1417)
-  create = lambda: state.create(task.init(key), tx)  # noqa: E731
-  abstract = program.abstract_state(task.init, tx, task.rules, mesh)
+  abstract = program.abstract_state(task.init, task.start, task.rules, mesh)
   shardings = program.shardings_of(abstract)
   restored = store.restore_newest(abstract)
   if restored:
@@ -190,10 +187,10 @@ def initial_state(config, task, tx, mesh, store):
     return restored
   if not config.init or adapter.from_config(config):
     # The factors of a LoRA are new; its base belongs to the task.
-    return jax.jit(create, out_shardings=shardings)(), None
+    create = lambda key: task.start(task.init(key))  # noqa: E731
+    return jax.jit(create, out_shardings=shardings)(key), None
   params = weights.initial_params(config.init, abstract.params)
-  start = lambda params: state.create(params, tx)  # noqa: E731
-  start = jax.jit(start, donate_argnums=0, out_shardings=shardings)
+  start = jax.jit(task.start, donate_argnums=0, out_shardings=shardings)
   return start(params), None
 
 
@@ -233,11 +230,10 @@ def train(config, workdir: str) -> int:
 
 def _run(config, workdir, mesh, task, loader, data) -> int:
   """Restores the state and runs the loop; returns a signal number or 0."""
-  tx = optimizer.create(config.optimizer, config.num_steps)
   store = checkpoints.CheckpointStore(
     workdir, keep=config.keep_checkpoints, keep_every=config.keep_every
   )
-  train_state, meta = initial_state(config, task, tx, mesh, store)
+  train_state, meta = initial_state(config, task, mesh, store)
   start = int(train_state.step)
   if meta and meta["data"] != loader.fingerprint:
     logging.warning(
@@ -247,9 +243,7 @@ def _run(config, workdir, mesh, task, loader, data) -> int:
   _log_size(train_state.params, mesh)
   batches = loader.iterate(start)
   samples = preview_samples(data)
-  step_fn = program.jit_step(
-    config, task.loss, tx, program.shardings_of(train_state), mesh
-  )
+  step_fn = program.jit_step(task.step, program.shardings_of(train_state), mesh)
   settings = loop.LoopConfig(
     config.num_steps, config.data.batch_size, config.log_every,
     config.save_every, config.preview_every, config.seed,

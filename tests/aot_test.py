@@ -15,7 +15,7 @@ from qi2_jax.models import vae as vae_model
 from qi2_jax.parallel import chips, hlo
 from qi2_jax.parallel.mesh import create_mesh
 from qi2_jax.parallel.sharding import batch_sharding
-from qi2_jax.training import optimizer, program
+from qi2_jax.training import program
 from qi2_jax.training.tasks import TASKS
 
 
@@ -35,18 +35,19 @@ def test_the_planned_step_is_the_step_that_trains(tmp_path):
   mesh = create_mesh(config.mesh.to_dict())
   with jax.set_mesh(mesh):
     task = TASKS["flow_matching"](config, str(tmp_path), mesh)
-    tx = optimizer.create(config.optimizer, config.num_steps)
-    train_state = program.abstract_state(task.init, tx, task.rules, mesh)
+    train_state = program.abstract_state(
+      task.init, task.start, task.rules, mesh
+    )  # fmt: skip
     image = np.zeros((64, 64, 4), np.uint8)[..., : _channels(config)]
     sample = {"image": image, "references": (image,), "caption": "a ball"}
     host = task.transform(sample, np.random.default_rng(0))
     batch = jax.tree.map(
       lambda x: np.stack([x] * config.data.batch_size), host
     )  # fmt: skip
-    features = jax.eval_shape(task.encode, batch)
+    features = jax.eval_shape(task.encode, train_state, batch)
     step = program.jit_step(
-      config, task.loss, tx, program.shardings_of(train_state), mesh
-    )
+      task.step, program.shardings_of(train_state), mesh
+    )  # fmt: skip
     features = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(
         x.shape, x.dtype, sharding=batch_sharding(mesh)

@@ -99,7 +99,7 @@ def run(
   Args:
     state: the train state, on the mesh.
     step_fn: jitted and donating, made by `health.skip_nonfinite`.
-    encode_fn: jitted `encode(host batch) -> features` (frozen models).
+    encode_fn: `encode(state, host batch) -> features`, see `task.Task`.
     batches: host batches from `state.step` on.
     config: see `LoopConfig`.
     mesh: where batches go.
@@ -139,7 +139,7 @@ def run(
       window.before(step, state)
       with meter.waiting():
         batch = next(batches)
-      features = encode_fn(put_batch(batch, mesh))
+      features = encode_fn(state, put_batch(batch, mesh))
       with jax.transfer_guard("disallow"):
         state, metrics = step_fn(state, features, key)
       step += 1

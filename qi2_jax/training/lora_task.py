@@ -8,18 +8,21 @@ from absl import logging
 
 from qi2_jax.models import lora
 from qi2_jax.parallel.sharding import tree_shardings
-from qi2_jax.training import adapter, steps, weights
+from qi2_jax.training import adapter, program, steps, weights
+from qi2_jax.training.task import Task
 
 
 def adapted(
-  task, lora_config: adapter.LoraConfig, init: str, workdir: str, mesh
-):
+  config, task: Task, loss: steps.Loss, lora_config: adapter.LoraConfig,
+  workdir: str, mesh,
+) -> Task:  # fmt: skip
   """The same objective over factors on a frozen base.
 
   Args:
-    task: a `tasks.Task` whose parameters are an MMDiT's.
+    config: of the run; `config.init` says where the base is.
+    task: whose parameters are an MMDiT's.
+    loss: of that task.
     lora_config: which factors.
-    init: `config.init`, where the base is.
     workdir: of the run.
     mesh: where base and factors go.
 
@@ -31,22 +34,28 @@ def adapted(
   fresh = jax.eval_shape(
     lambda: adapter.init_factors(lora_config, abstract, jax.random.key(0))
   )
-  base = weights.own_base(init, workdir, _on_mesh(abstract, task.rules, mesh))
+  base = weights.own_base(
+    config.init, workdir, _on_mesh(abstract, task.rules, mesh)
+  )
   logging.info(
     "training a LoRA of rank %d: %d kernels of the frozen %s",
-    lora_config.rank, len(jax.tree.leaves(fresh)) // 2, init,
+    lora_config.rank, len(jax.tree.leaves(fresh)) // 2, config.init,
   )  # fmt: skip
 
   @jax.jit
   def merged(base, factors):
     return lora.merge(base, adapter.to_lora(lora_config, factors))
 
+  start, step = program.gradient_training(
+    config, adapter.lora_loss(loss, lora_config)
+  )
   return dataclasses.replace(
     task,
     init=lambda key: adapter.init_factors(lora_config, abstract, key),
+    start=start,
     rules=lora.SHARDING_RULES,
-    encode=lambda batch: task.encode(batch) | {steps.FROZEN: base},
-    loss=adapter.lora_loss(task.loss, lora_config),
+    encode=lambda s, batch: task.encode(s, batch) | {steps.FROZEN: base},
+    step=step,
     preview=lambda ema, samples: task.preview(merged(base, ema), samples),
   )
 

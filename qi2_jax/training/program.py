@@ -27,24 +27,41 @@ from qi2_jax.training import build, health, optimizer, state, steps
 Grid = tuple[int, int]
 
 
-def abstract_state(init: Callable, tx, rules: sharding.Rules, mesh):
+def gradient_training(config, loss: steps.Loss) -> tuple[Callable, Callable]:
+  """A run that follows the gradient of one loss.
+
+  Args:
+    config: its `optimizer`, `num_steps` and `ema_decay`.
+    loss: of the task.
+
+  Returns:
+    `(params -> state, step)`, see `task.Task`.
+  """
+  tx = optimizer.create(config.optimizer, config.num_steps)
+  step = steps.make_step(
+    loss, tx, config.ema_decay, config.optimizer.accumulate
+  )
+  return functools.partial(state.create, optimizer=tx), step
+
+
+def abstract_state(
+  init: Callable, start: Callable, rules: sharding.Rules, mesh
+):  # fmt: skip
   """The train state's shapes, dtypes and shardings.
 
   Args:
     init: `key -> params`; traced, never run.
-    tx: the optimizer.
-    rules: sharding rules of the parameters.
+    start: `params -> state`; likewise.
+    rules: sharding rules of the state.
     mesh: where the state lives.
 
   Returns:
-    TrainState of `jax.ShapeDtypeStruct`.
+    The state with `jax.ShapeDtypeStruct` for arrays.
 
   Raises:
     InputError: a parameter has no sharding rule.
   """
-  abstract = jax.eval_shape(
-    lambda: state.create(init(jax.random.key(0)), tx)
-  )  # fmt: skip
+  abstract = jax.eval_shape(lambda: start(init(jax.random.key(0))))
   return jax.tree.map(
     lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
     abstract, sharding.tree_shardings(abstract, rules, mesh),
@@ -56,22 +73,18 @@ def shardings_of(tree):
   return jax.tree.map(lambda x: x.sharding, tree)
 
 
-def jit_step(config, loss: steps.Loss, tx, shardings, mesh):
-  """The jitted step of a config: donates the state, pins every sharding.
+def jit_step(step: Callable, shardings, mesh):
+  """The jitted step of a task: donates the state, pins every sharding.
 
   Args:
-    config: the run's config; its `ema_decay` and `optimizer.accumulate`.
-    loss: of the task.
-    tx: the optimizer.
+    step: pure, see `task.Task`; a non-finite one will change nothing.
     shardings: of the state, in and out.
     mesh: features are split over its data and fsdp axes.
 
   Returns:
     `step(state, features, key) -> (state, metrics)`.
   """
-  step = health.skip_nonfinite(
-    steps.make_step(loss, tx, config.ema_decay, config.optimizer.accumulate)
-  )
+  step = health.skip_nonfinite(step)
   by_batch = sharding.batch_sharding(mesh)
 
   def pinned(train_state, features, key):
@@ -98,7 +111,7 @@ def abstract_features(
   config: mmdit.MMDiTConfig, batch: int, target: Grid, tokens: int,
   references: Sequence[Grid] = (), mesh=None,
 ) -> dict:  # fmt: skip
-  """Features of one bucket, as `tasks.flow_task` encodes them.
+  """Features of one bucket, as `flow_task` encodes them.
 
   Args:
     config: of the MMDiT.
@@ -188,18 +201,16 @@ def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
   context = mmdit.PRESETS[config.model.preset].context_dim
   model = build.mmdit_config(config.model, latents.z_dim, context)
   module = mmdit.MMDiT(model)
-  tx = optimizer.create(config.optimizer, config.num_steps)
+  start, step = gradient_training(config, flow_loss(config, module))
   train_state = abstract_state(
-    functools.partial(mmdit.init_params, module), tx, mmdit.SHARDING_RULES, mesh
-  )
+    functools.partial(mmdit.init_params, module), start, mmdit.SHARDING_RULES,
+    mesh,
+  )  # fmt: skip
   features = abstract_features(
     model, batch, grid, _text_tokens(config.text, grid, references),
     (grid,) * references, mesh,
   )  # fmt: skip
-  step = jit_step(
-    config, flow_loss(config, module), tx,
-    shardings_of(train_state), mesh,
-  )  # fmt: skip
+  step = jit_step(step, shardings_of(train_state), mesh)
   key = jax.eval_shape(lambda: jax.random.key(0))
   key = jax.ShapeDtypeStruct(
     key.shape, key.dtype, sharding=jax.NamedSharding(mesh, jax.P())

@@ -48,7 +48,7 @@ def work_of(config, features: Mapping) -> Work:
 
   Args:
     config: the run's config.
-    features: `{"latents_BNZ", "condition"}` of `tasks.flow_task`; features of
+    features: `{"latents_BNZ", "condition"}` of `flow_task`; features of
       other tasks have no token count.
   """
   if "latents_BNZ" not in features:

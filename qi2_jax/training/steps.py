@@ -156,7 +156,7 @@ def flow_matching_loss(
   model: MMDiT, *, logit_mean: float, logit_std: float,
   shift: schedules.ShiftConfig | None,
 ) -> Loss:  # fmt: skip
-  """Flow-matching loss of `tasks.flow_task` features.
+  """Flow-matching loss of `flow_task` features.
 
   Args:
     model: the velocity network.

@@ -11,11 +11,13 @@ import pytest
 import tiny_models
 from ml_collections import ConfigDict
 
+from experiments import sft
 from qi2_jax.flow.schedules import ShiftConfig
 from qi2_jax.models import lora, mmdit
 from qi2_jax.parallel import sharding
 from qi2_jax.parallel.mesh import create_mesh
-from qi2_jax.training import adapter, lora_task, state, steps, tasks
+from qi2_jax.training import adapter, lora_task, state, steps
+from qi2_jax.training.task import Task
 
 BATCH, TARGET = 8, (4, 4)
 KEY = jax.random.key(3)
@@ -152,19 +154,21 @@ def test_a_task_is_adapted(monkeypatch):
   """Its encode brings the base along, its preview sees merged weights."""
   base, batch = problem()
   monkeypatch.setattr(lora_task.weights, "own_base", lambda *_: base)
-  task = tasks.Task(
-    functools.partial(mmdit.init_params, MODEL), mmdit.SHARDING_RULES,
-    transform=None, encode=lambda batch: dict(batch), loss=FULL,
+  task = Task(
+    functools.partial(mmdit.init_params, MODEL), None, mmdit.SHARDING_RULES,
+    transform=None, encode=lambda state, batch: dict(batch), step=None,
     preview=lambda params, samples: params, finish=None,
   )  # fmt: skip
   mesh = create_mesh({}, jax.devices()[:1])
-  made = lora_task.adapted(task, CONFIG, "base", "run", mesh)
+  run = sft.get_config("tiny")
+  made = lora_task.adapted(run, task, FULL, CONFIG, "run", mesh)
   fresh = made.init(jax.random.key(0))
   assert jax.tree.structure(fresh) == jax.tree.structure(factors())
-  features = made.encode(batch)
+  features = made.encode(None, batch)
   assert features[steps.FROZEN] is base
-  ours, _ = made.loss(fresh, features, KEY)
-  assert float(ours) == pytest.approx(float(FULL(base, batch, KEY)[0]))
+  _, metrics = jax.jit(made.step)(made.start(fresh), features, KEY)
+  wanted, _ = FULL(base, batch, jax.random.fold_in(KEY, 0))
+  assert float(metrics["loss"]) == pytest.approx(float(wanted))
   shown = made.preview(factors(), [])
   wanted = lora.merge(base, adapter.to_lora(CONFIG, factors()))
   for a, b in zip(jax.tree.leaves(shown), jax.tree.leaves(wanted), strict=True):

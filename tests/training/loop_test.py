@@ -62,7 +62,7 @@ def toy(workdir, config=CONFIG, *, max_skipped=3, profile=(0, 0), **data):
     with contextlib.closing(Writers(workdir, first)) as writers:
       with jax.set_mesh(mesh):
         out, stopped = run(
-          start, STEP, lambda b: {"x": jnp.mean(b["x"], keepdims=True)},
+          start, STEP, lambda _, b: {"x": jnp.mean(b["x"], keepdims=True)},
           batches(first, **data), config, mesh=mesh, store=store,
           writers=writers, health=health,
           window=ProfileWindow(f"{workdir}/profile", *profile),

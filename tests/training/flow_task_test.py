@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from qi2_jax.training import tasks
+from qi2_jax.training.flow_task import drop_condition
 
 REFERENCES = tuple(
   np.random.default_rng(i).integers(0, 256, (32 * i, 64, 4), np.uint8)
@@ -15,7 +15,7 @@ REFERENCES = tuple(
 def drop(seed, **rates):
   rates = {"caption_dropout": 0.0, "reference_dropout": 0.0} | rates
   rng = np.random.default_rng(seed)
-  return tasks.drop_condition("a red circle", REFERENCES, rng, **rates)
+  return drop_condition("a red circle", REFERENCES, rng, **rates)
 
 
 def test_nothing_is_dropped_by_default():

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an objective plugs into the one loop."""
+
+import dataclasses
+from collections.abc import Callable
+
+Sample = dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """The parts of one objective.
+
+  A train state is a flax dataclass with at least `step`, `params` and `ema`,
+  the averaged parameters that sampling, evaluation and export read.
+
+  Attributes:
+    init: `key -> params`, where `config.init` names none.
+    start: `params -> state`; traced, and its arguments are donated.
+    rules: sharding rules of every array of the state.
+    transform: `(sample, rng) -> dict of arrays`, in loader threads.
+    encode: `(state, host batch on the mesh) -> features`: what the step needs
+      of frozen models, or of the policy itself.
+    step: `(state, features, key) -> (state, metrics)`, pure; the metrics hold
+      `loss` and `grad_norm`.
+    preview: `(ema, samples) -> {name: uint8 grid}`.
+    finish: `(ema, batches) -> None`, after the last step.
+  """
+
+  init: Callable
+  start: Callable
+  rules: tuple
+  transform: Callable
+  encode: Callable
+  step: Callable
+  preview: Callable
+  finish: Callable
