@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ __all__ = [
   "encode",
   "encode_png",
   "open_dataset",
+  "read_index",
   "read_manifest",
 ]
 
@@ -315,7 +317,7 @@ class Dataset:
     self._source = array_record_data_source.ArrayRecordDataSource(
       [str(self.path / shard["path"]) for shard in shards]
     )
-    self.index = _read_index([self.path / shard["path"] for shard in shards])
+    self.index = read_index([self.path / shard["path"] for shard in shards])
     if len(self.index) != len(self._source):
       raise InputError(
         f"Sidecars (.npz) in {self.path} list {len(self.index)} records, the "
@@ -342,7 +344,12 @@ class Dataset:
     self._source.__exit__(None, None, None)
 
 
-def _read_index(shards: list[pathlib.Path]) -> Index:
+def read_index(shards: Sequence[pathlib.Path]) -> Index:
+  """Joins the sidecars of shards.
+
+  Raises:
+    InputError: a sidecar is missing or damaged.
+  """
   columns: dict[str, list] = {name: [] for name in _INDEX_FIELDS}
   for shard in shards:
     path = shard.with_suffix(".npz")

@@ -273,7 +273,7 @@ class Loader:
   def _sample(self, record: Record, program: Program) -> Sample:
     channels = self._config.channels
     images = [
-      _pixels(encoded, bucket, channels)
+      pixels(encoded, bucket, channels)
       for encoded, bucket in zip(
         (record.target, *record.references),
         (program.target, *program.references),
@@ -317,7 +317,12 @@ def _check(config: LoaderConfig, host_index: int, host_count: int) -> None:
     )
 
 
-def _pixels(encoded: EncodedImage, bucket: Bucket, channels: int) -> np.ndarray:
+def pixels(encoded: EncodedImage, bucket: Bucket, channels: int) -> np.ndarray:
+  """Decodes an image and fits it to a bucket: uint8 [h, w, channels].
+
+  Raises:
+    InputError: the bytes are damaged, or of another size than recorded.
+  """
   image = decode_image(encoded)
   if image.size != (encoded.width, encoded.height):
     # The bucket was chosen by the recorded size.
@@ -325,9 +330,9 @@ def _pixels(encoded: EncodedImage, bucket: Bucket, channels: int) -> np.ndarray:
       f"Image is {image.size}, its record says "
       f"{(encoded.width, encoded.height)}; rebuild the dataset."
     )
-  pixels = fit(image, bucket, channels)
-  assert pixels.shape == (*bucket, channels), (pixels.shape, bucket)
-  return pixels
+  fitted = fit(image, bucket, channels)
+  assert fitted.shape == (*bucket, channels), (fitted.shape, bucket)
+  return fitted
 
 
 def _spec(tree: Any) -> Any:
