@@ -70,6 +70,11 @@ def base_config():
       batch_size=256,  # global
       # (height, width) in pixels, of targets and references.
       buckets=BUCKETS[512],
+      # Several resolutions in one run: buckets and batch_size by name, and a
+      # schedule ((first step, {name: share of the steps}), ...). Empty: the
+      # two fields above, from start to end. See `set_curriculum`.
+      resolutions=ConfigDict(),
+      schedule=(),
       t2i=0.9,  # share of the steps (report Table 2)
       ti2i=0.1,
       caption_dropout=0.1,  # report Table 2
@@ -144,6 +149,42 @@ def set_resolution(config, side):
   config.data.buckets = BUCKETS[side]
   config.data.batch_size = BATCH_SIZES[side]
   return config
+
+
+def set_curriculum(config, resolutions, schedule):
+  """Several resolutions in one run.
+
+  `buckets` and `batch_size` become those of the last resolution, by
+  reference: sampling and aot take them, and an override of one changes both.
+
+  Args:
+    config: of a stage.
+    resolutions: side to (buckets, batch size); rising.
+    schedule: ((first step, {side: share of the steps}), ...), the first at 0.
+
+  Returns:
+    The config. Side 256 is named `px256` in it, so that the command line can
+    reach it: --config.data.resolutions.px256.batch_size=1024.
+  """
+  for side, (buckets, batch_size) in resolutions.items():
+    config.data.resolutions[f"px{side}"] = ConfigDict(
+      dict(buckets=buckets, batch_size=batch_size)
+    )
+  config.data.schedule = tuple(
+    (start, {f"px{side}": share for side, share in shares.items()})
+    for start, shares in schedule
+  )
+  last = config.data.resolutions[f"px{side}"]
+  config.data.buckets = last.get_ref("buckets")
+  config.data.batch_size = last.get_ref("batch_size")
+  return config
+
+
+def set_report_curriculum(config, schedule):
+  """A schedule over resolutions of the report, with its batch sizes."""
+  sides = sorted({side for _, shares in schedule for side in shares})
+  resolutions = {side: (BUCKETS[side], BATCH_SIZES[side]) for side in sides}
+  return set_curriculum(config, resolutions, schedule)
 
 
 def make_tiny(config):

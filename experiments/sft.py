@@ -5,7 +5,8 @@
       --workdir=runs/sft --config.vae.path=runs/vae \\
       --config.init=runs/pretrain
 
-Variants: `512`, `1024` and `2048` (full size, needs a pod; never run by us),
+Variants: `report` (all three resolutions mixed in one run), `512`, `1024` and
+`2048` (one each) are of full size, need a pod, and were never run by us;
 `lora` (a LoRA of rank 32 at 1024 px on your own data, batch 32; frozen weights
 in fp32, so that it needs several chips; never run by us), `tiny` (40 steps,
 under a minute on 2 CPU cores) and `demo` (the fine-tuning of `make demo`).
@@ -22,11 +23,11 @@ writes the adapter, or with a folder name a pipeline with the adapter merged.
 
 Of Table 2: 10 K steps (for all resolutions together; divide them with
 --config.num_steps), batch 16 K, 8 K and 4 K, T2I:TI2I 7:3, Adam, lr 1e-5,
-weight decay 0.001, gradient clip 1.0, unconditional dropout 0.1. Ours: K as
-1024, aspect ratios, noise levels and their shift, warm-up, Adam's betas,
-decoupled decay, EMA, no reference dropout, and all of `lora`. On few chips
-add --config.optimizer.accumulate=N: the batch stays the same, N parts of it
-run one after the other.
+weight decay 0.001, gradient clip 1.0, unconditional dropout 0.1. Ours: the
+shares of `report`, K as 1024, aspect ratios, noise levels and their shift,
+warm-up, Adam's betas, decoupled decay, EMA, no reference dropout, and all of
+`lora`. On few chips add --config.optimizer.accumulate=N: the batch stays the
+same, N parts of it run one after the other.
 """
 
 from experiments import common
@@ -39,11 +40,20 @@ def _base():
   return config
 
 
-def _full(side):
+def _stage():
   config = _base()
   config.num_steps = 10_000
   config.optimizer.learning_rate = 1e-5
-  return common.set_resolution(config, side)
+  return config
+
+
+def _full(side):
+  return common.set_resolution(_stage(), side)
+
+
+def _report():
+  schedule = ((0, {512: 0.2, 1024: 0.5, 2048: 0.3}),)
+  return common.set_report_curriculum(_stage(), schedule)
 
 
 def _lora():
@@ -84,6 +94,7 @@ def _demo():
 def get_config(arg="512"):
   """Config of fine-tuning; see the module docstring for variants."""
   variants = {
+    "report": _report,
     "512": lambda: _full(512),
     "1024": lambda: _full(1024),
     "2048": lambda: _full(2048),

@@ -23,6 +23,7 @@ Exit status, for launchers:
 
 import contextlib
 import json
+import math
 import os
 
 import jax
@@ -32,7 +33,14 @@ from ml_collections import config_flags
 
 from data_pipelines.images import decode_image
 from data_pipelines.loader.buckets import assign, check_buckets, fit
-from data_pipelines.loader.loader import Loader, LoaderConfig
+from data_pipelines.loader.config import (
+  LoaderConfig,
+  Phase,
+  Resolution,
+  check_schedule,
+)
+from data_pipelines.loader.curriculum import leading
+from data_pipelines.loader.loader import Loader
 from data_pipelines.records import open_dataset, read_manifest
 from data_pipelines.shapes.generate import Options, generate
 from qi2_jax import cli
@@ -121,7 +129,8 @@ def data_paths(config, workdir: str) -> tuple[str, ...]:
     return paths
   path = os.path.join(workdir, "data")
   logging.warning("config.data.path is empty: training on rendered shapes")
-  sizes = tuple((w, h) for h, w in config.buckets)
+  shapes = [b for r in curriculum(config)[0].values() for b in r.buckets]
+  sizes = tuple((w, h) for h, w in dict.fromkeys(shapes))
   options = Options(
     t2i=config.rendered_t2i, edits=config.rendered_edits, sizes=sizes,
   )  # fmt: skip
@@ -129,12 +138,52 @@ def data_paths(config, workdir: str) -> tuple[str, ...]:
   return (path,)
 
 
+def curriculum(config) -> tuple[dict[str, Resolution], tuple[Phase, ...]]:
+  """Resolutions and schedule of `config.data`.
+
+  `buckets` and `batch_size` alone are one resolution, from start to end.
+
+  Raises:
+    InputError: the schedule does not fit the resolutions, or `buckets` and
+      `batch_size` are those of none of them.
+  """
+
+  def resolution(fields):
+    buckets = tuple(tuple(b) for b in fields.buckets)
+    return Resolution(buckets, fields.batch_size)
+
+  single = resolution(config)
+  if not (config.resolutions or config.schedule):
+    name = f"px{round(math.sqrt(math.prod(check_buckets(single.buckets)[0])))}"
+    return {name: single}, (Phase(0, {name: 1.0}),)
+  resolutions = {n: resolution(r) for n, r in config.resolutions.items()}
+  try:
+    schedule = tuple(
+      Phase(int(start), {n: float(share) for n, share in dict(shares).items()})
+      for start, shares in config.schedule
+    )
+  except (TypeError, ValueError) as error:
+    raise InputError(
+      f"config.data.schedule={config.schedule!r} cannot be read; write "
+      '((0, {"NAME": share, ...}), (step, {...}), ...).'
+    ) from error
+  check_schedule(schedule, resolutions)
+  if single not in resolutions.values():
+    raise InputError(
+      "config.data.buckets and batch_size are those of no resolution in "
+      "config.data.resolutions; set them to the pair that sampling and aot "
+      "should take, as `set_curriculum` in experiments/common.py does."
+    )
+  return resolutions, schedule
+
+
 def loader_config(config, paths, workdir: str, seed: int) -> LoaderConfig:
   """`config.data` as the loader's own dataclass."""
+  resolutions, schedule = curriculum(config)
   return LoaderConfig(
     paths=paths,
-    buckets=tuple(tuple(b) for b in config.buckets),
-    batch_size=config.batch_size,
+    resolutions=resolutions,
+    schedule=schedule,
     task_weights={"t2i": config.t2i, "ti2i": config.ti2i},
     max_enlarge=config.max_enlarge,
     min_bucket_records=config.min_bucket_records,
@@ -145,14 +194,18 @@ def loader_config(config, paths, workdir: str, seed: int) -> LoaderConfig:
   )
 
 
-def preview_samples(config: LoaderConfig) -> list[dict]:
-  """The first records of the data, T2I and edits in turn, for sample grids."""
+def preview_samples(config: LoaderConfig, step: int = 0) -> list[dict]:
+  """The first records of the data, T2I and edits in turn, for sample grids.
+
+  They have the shapes of the resolution that a step most likely has.
+  """
   dataset = open_dataset(config.paths[0])
   edit = dataset.index.references > 0
   groups = [np.flatnonzero(edit == kind) for kind in (False, True)]
   half = _PREVIEW_IMAGES // 2
   chosen = np.concatenate([g[:half] for g in groups])
-  buckets = check_buckets(config.buckets)
+  resolution = config.resolutions[leading(config.schedule, step)]
+  buckets = check_buckets(resolution.buckets)
 
   def pixels(encoded):
     which = assign(encoded.width, encoded.height, buckets, np.inf)
@@ -202,9 +255,10 @@ def train(config, workdir: str) -> int:
       f"{sorted(TASKS)}."
     )
   mesh = mesh_lib.create_mesh(config.mesh.to_dict())
-  steps.check_batch(
-    config.data.batch_size, config.optimizer.accumulate, mesh
-  )  # fmt: skip
+  for resolution in curriculum(config.data)[0].values():
+    steps.check_batch(
+      resolution.batch_size, config.optimizer.accumulate, mesh
+    )  # fmt: skip
   distributed.on_first(lambda: prepare_workdir(workdir, config.to_dict()))
   paths = data_paths(config.data, workdir)
   data = loader_config(config.data, paths, workdir, config.seed)
@@ -242,11 +296,10 @@ def _run(config, workdir, mesh, task, loader, data) -> int:
     )  # fmt: skip
   _log_size(train_state.params, mesh)
   batches = loader.iterate(start)
-  samples = preview_samples(data)
   step_fn = program.jit_step(task.step, program.shardings_of(train_state), mesh)
   settings = loop.LoopConfig(
-    config.num_steps, config.data.batch_size, config.log_every,
-    config.save_every, config.preview_every, config.seed,
+    config.num_steps, config.log_every, config.save_every,
+    config.preview_every, config.seed,
   )  # fmt: skip
   first = jax.process_index() == 0
   writers = Writers(workdir, start) if first else Silent()
@@ -262,7 +315,10 @@ def _run(config, workdir, mesh, task, loader, data) -> int:
         f"{workdir}/profile", config.profile_start, config.profile_steps
       ),
       meta=lambda step: {"step": step, "data": loader.fingerprint},
-      preview=lambda s, step: task.preview(s.ema, samples),
+      # A grid after step n shows what the batches before it taught.
+      preview=lambda s, step: task.preview(
+        s.ema, preview_samples(data, step - 1)
+      ),
       work=lambda features: progress.work_of(config, features),
     )  # fmt: skip
     if not stopped:

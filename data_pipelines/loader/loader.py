@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deterministic batches for training, on Grain's MapDataset.
 
-Batch k is a pure function of (config, data, k). It does not depend on
-threads, and the rows of all hosts, concatenated in host order, are the batch
-that a single host would see. A checkpoint therefore stores a step number and
-`Loader.fingerprint`; to resume is to call `iterate(step)`.
+Every resolution is an endless stream of batches of its own size; the schedule
+says which stream feeds a step. Batch k is a pure function of (config, data,
+k). It does not depend on threads, and the rows of all hosts, concatenated in
+host order, are the batch that a single host would see. A checkpoint therefore
+stores a step number and `Loader.fingerprint`; to resume is to call
+`iterate(step)`.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -29,57 +32,40 @@ from data_pipelines.loader.buckets import (
   check_buckets,
   fit,
 )
+from data_pipelines.loader.config import LoaderConfig, check_config
+from data_pipelines.loader.curriculum import (
+  WINDOW,
+  Curriculum,
+  schedule_report,
+)
 from data_pipelines.loader.programs import make_plan
-from data_pipelines.loader.rows import HostRows, Passes
+from data_pipelines.loader.rows import HostBatches, Passes
 from data_pipelines.records import Record, open_dataset
 
 # Raise it when the order of the data changes for an unchanged config.
-_ORDER_VERSION = 1
-# Grain's mix spaces programs evenly; shuffling steps within a window breaks
-# that rhythm and keeps the shares of every aligned window.
-_WINDOW = 100
+_ORDER_VERSION = 2
+# Batches in the making or waiting, beside the one in use: enough to even out
+# slow records, and their pixels still fit a host's memory.
+_BATCHES_AHEAD = 3
 
 Sample = dict[str, Any]
 Transform = Callable[[Sample, np.random.Generator], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class LoaderConfig:
-  """What to read, and in which shapes.
+class ProgramInfo:
+  """A batch shape.
 
   Attributes:
-    paths: dataset folders.
-    buckets: (height, width) in pixels, for targets and references alike.
-    batch_size: rows of the global batch, over all hosts.
-    task_weights: share of the steps per task; need not sum to 1.
-    channels: 4 keeps alpha, 3 composites over white.
-    max_enlarge: images needing more linear magnification are left out.
-    min_bucket_records: programs with fewer records are left out.
-    max_references: records with more references are left out.
-    seed: of the order and of the transform's randomness.
-    threads: decoding threads; 0 reads in the calling thread.
-    quarantine_path: JSON-lines file to which damaged records are appended.
+    resolution: its name.
+    batch_size: rows of the global batch.
+    key: image shapes.
+    count: number of records.
+    weight: share of the steps of its resolution.
   """
 
-  paths: tuple[str, ...]
-  buckets: tuple[tuple[int, int], ...]
+  resolution: str
   batch_size: int
-  task_weights: Mapping[str, float] = dataclasses.field(
-    default_factory=lambda: {"t2i": 0.9, "ti2i": 0.1}
-  )
-  channels: int = 4
-  max_enlarge: float = 1.5
-  min_bucket_records: int = 1
-  max_references: int = 4
-  seed: int = 0
-  threads: int = 4
-  quarantine_path: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ProgramInfo:
-  """A batch shape with its number of records and its share of the steps."""
-
   key: Program
   count: int
   weight: float
@@ -116,29 +102,35 @@ class Loader:
         dict (or nested dicts and tuples) of numpy arrays whose shapes and
         dtypes depend on the program only. Called in worker threads.
       host_index: this host.
-      host_count: number of hosts; divides `batch_size`.
+      host_count: number of hosts; divides every batch size.
 
     Raises:
       InputError: the config, a dataset or the host numbers are unusable.
     """
-    _check(config, host_index, host_count)
+    check_config(config, host_index, host_count)
     self._config = config
     self._transform = transform
     self._datasets = [open_dataset(path) for path in config.paths]
     self._starts = np.cumsum([0] + [len(d) for d in self._datasets])
-    self._plan = make_plan(
-      [dataset.index for dataset in self._datasets],
-      check_buckets(config.buckets),
-      config.task_weights,
-      config.max_enlarge,
-      config.max_references,
-      config.min_bucket_records,
-    )
-    self.programs = [
-      ProgramInfo(program, len(members), weight)
-      for program, members, weight in zip(
-        self._plan.programs, self._plan.members, self._plan.weights
+    self._plans = {
+      name: make_plan(
+        name,
+        [dataset.index for dataset in self._datasets],
+        check_buckets(resolution.buckets),
+        config.task_weights,
+        config.max_enlarge,
+        config.max_references,
+        config.min_bucket_records,
       )
+      for name, resolution in config.resolutions.items()
+    }
+    self._members = [m for plan in self._plans.values() for m in plan.members]
+    self.programs = [
+      ProgramInfo(
+        name, config.resolutions[name].batch_size, key, len(members), weight
+      )
+      for name, plan in self._plans.items()
+      for key, members, weight in zip(plan.programs, plan.members, plan.weights)
     ]
     self.fingerprint = _fingerprint(config, self._datasets)
     self._lock = threading.Lock()  # of the next two
@@ -148,29 +140,46 @@ class Loader:
     self._rows_in_work = 0
     self._closed = False
     self._iterators: list[grain.DatasetIterator] = []
+    self._pool = config.threads and concurrent.futures.ThreadPoolExecutor(
+      config.threads, thread_name_prefix="loader"
+    )
     self._steps = self._build(host_index, host_count)
 
   def _build(self, host_index: int, host_count: int) -> grain.MapDataset:
     """The step -> local batch map; lazy, nothing is read here."""
-    seed, batch_size = self._config.seed, self._config.batch_size
-    datasets = []
+    names = list(self._plans)
+    streams = [self._stream(name, host_index, host_count) for name in names]
+    seed = _seed(self._config.seed, "schedule")
+    curriculum = Curriculum(self._config.schedule, names, seed)
+    return grain.MapDataset.select_from_datasets(streams, curriculum)
+
+  def _stream(
+    self, name: str, host_index: int, host_count: int
+  ) -> grain.MapDataset:
+    """The endless local batches of one resolution."""
+    seed, map_rows = self._config.seed, self._pool.map if self._pool else map
+    datasets, weights = [], []
     for number, info in enumerate(self.programs):
+      if info.resolution != name:
+        continue
       # Seeds by name: a new program leaves the order in the others alone.
-      order = Passes(info.count, _seed(seed, "order", info.key))
+      order = Passes(info.count, _seed(seed, "order", name, info.key))
       # Before the split, so that randomness follows the global row number.
       rows = grain.MapDataset.source(order).random_map(
         lambda position, rng, number=number: self._load(number, position, rng),
-        seed=_seed(seed, "transform", info.key),
+        seed=_seed(seed, "transform", name, info.key),
       )
-      rows = grain.MapDataset.source(
-        HostRows(rows, batch_size, host_index, host_count)
+      batches = HostBatches(
+        rows, info.batch_size, host_index, host_count, map_rows
       )
-      datasets.append(rows.batch(batch_size // host_count))
-    weights = [info.weight for info in self.programs]
+      datasets.append(grain.MapDataset.source(batches))
+      weights.append(info.weight)
+    # Grain's mix spaces programs evenly; shuffling steps within a window
+    # breaks that rhythm and keeps the shares of every aligned window.
     return grain.experimental.WindowShuffleMapDataset(
       grain.MapDataset.mix(datasets, weights),
-      window_size=_WINDOW,
-      seed=_seed(seed, "window"),
+      window_size=WINDOW,
+      seed=_seed(seed, "window", name),
     )
 
   def iterate(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
@@ -178,26 +187,34 @@ class Loader:
 
     Returns:
       Iterator of the transform's dicts with a leading axis of
-      batch_size / host_count rows.
+      batch_size / host_count rows; the batch size is that of the step's
+      resolution.
     """
     if start_step < 0:
       raise InputError(f"Cannot resume at step {start_step}; use 0 or more.")
-    threads = self._config.threads
+    ahead = _BATCHES_AHEAD if self._pool else 0
+    # Two at a time: rows of the next are read while one is stacked.
     steps = self._steps[start_step:].to_iter_dataset(
-      grain.ReadOptions(
-        num_threads=threads,
-        prefetch_buffer_size=threads + 2 if threads else 0,
-      )
+      grain.ReadOptions(num_threads=min(2, ahead), prefetch_buffer_size=ahead)
     )
     iterator = iter(steps)
     self._iterators.append(iterator)
     return iterator
 
   def report(self) -> str:
-    """A table of the programs and of what was left out, with reasons."""
-    programs = [(info.key, info.count, info.weight) for info in self.programs]
-    dropped = self._plan.dropped
-    return bucket_report(programs, dropped, self._config.batch_size)
+    """Phases, programs, and what was left out, with reasons."""
+    lines = [schedule_report(self._config.schedule)]
+    for name, plan in self._plans.items():
+      own = [info for info in self.programs if info.resolution == name]
+      programs = [(info.key, info.count, info.weight) for info in own]
+      table = bucket_report(programs, plan.dropped, own[0].batch_size)
+      lines.append(f"{name}: {table}")
+    used = len(np.unique(np.concatenate(self._members)))
+    lines.append(
+      f"{used} of {self._starts[-1]} records are used; each of "
+      f"{len(self.programs)} programs is compiled when its first batch comes"
+    )
+    return "\n".join(lines)
 
   @property
   def corrupt_count(self) -> int:
@@ -212,6 +229,8 @@ class Loader:
     with self._idle:
       self._closed = True
       self._idle.wait_for(lambda: self._rows_in_work == 0)
+    if self._pool:
+      self._pool.shutdown(cancel_futures=True)
     for dataset in self._datasets:
       dataset.close()
 
@@ -253,7 +272,7 @@ class Loader:
 
   def _read(self, number: int, position: int) -> Sample:
     """The record at `position`, or the next undamaged one of its program."""
-    members = self._plan.members[number]
+    members = self._members[number]
     for offset in range(len(members)):
       record_number = int(members[(position + offset) % len(members)])
       if record_number in self._corrupt:
@@ -299,22 +318,6 @@ class Loader:
         line = json.dumps({"id": where, "reason": reason, "where": "loader"})
         with open(self._config.quarantine_path, "a", encoding="utf-8") as file:
           file.write(line + "\n")
-
-
-def _check(config: LoaderConfig, host_index: int, host_count: int) -> None:
-  if not config.paths:
-    raise InputError("The loader has no dataset; give at least one path.")
-  if config.channels not in (3, 4):
-    raise InputError(f"Images have 3 or 4 channels, not {config.channels}.")
-  if not 0 <= host_index < host_count:
-    raise InputError(
-      f"Host {host_index} of {host_count} does not exist; count from 0."
-    )
-  if config.batch_size < 1 or config.batch_size % host_count:
-    raise InputError(
-      f"Batch size {config.batch_size} is not a positive multiple of the "
-      f"{host_count} hosts; change batch_size."
-    )
 
 
 def pixels(encoded: EncodedImage, bucket: Bucket, channels: int) -> np.ndarray:

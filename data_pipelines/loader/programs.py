@@ -30,6 +30,7 @@ class Plan:
 
 
 def make_plan(
+  name: str,
   indices: Sequence[Index],
   buckets: Sequence[Bucket],
   task_weights: Mapping[str, float],
@@ -43,15 +44,19 @@ def make_plan(
   among its programs by record count, so each record of a task is seen equally
   often; tasks without records leave their share to the others.
 
+  Args:
+    name: of the resolution, for messages.
+    indices: of the datasets.
+    buckets: shapes of the resolution.
+    task_weights: share of the steps per task.
+    max_enlarge: see `assign_many`.
+    max_references: records with more are left out.
+    min_bucket_records: programs with fewer records are left out.
+
   Raises:
     InputError: an unknown task, a negative weight, or nothing left to train.
   """
-  for task, weight in task_weights.items():
-    if task not in TASKS or weight < 0:
-      raise InputError(
-        f"Task weight {task!r}: {weight} is unusable; the tasks are {TASKS}, "
-        "the weights at least 0."
-      )
+  _check_weights(task_weights)
   groups: dict[Program, list[int]] = collections.defaultdict(list)
   dropped: collections.Counter = collections.Counter()
   first = 0
@@ -72,8 +77,8 @@ def make_plan(
   if not groups:
     reasons = "; ".join(f"{n} {t}: {r}" for (t, r), n in dropped.items())
     raise InputError(
-      f"No record is left to train on ({reasons}); use smaller buckets or "
-      "change the limits."
+      f"No record is left to train on at {name} ({reasons}); use smaller "
+      "buckets or change the limits."
     )
   programs = tuple(sorted(groups))
   counts = [len(groups[program]) for program in programs]
@@ -83,6 +88,15 @@ def make_plan(
     _weights(programs, counts, task_weights),
     dict(dropped),
   )
+
+
+def _check_weights(task_weights: Mapping[str, float]) -> None:
+  for task, weight in task_weights.items():
+    if task not in TASKS or weight < 0:
+      raise InputError(
+        f"Task weight {task!r}: {weight} is unusable; the tasks are {TASKS}, "
+        "the weights at least 0."
+      )
 
 
 def _group(

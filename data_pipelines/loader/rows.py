@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two index maps, as Grain sources: shuffled passes, and a host's rows."""
+"""Two index maps, as Grain sources: shuffled passes, and a host's batches."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -9,7 +10,7 @@ import numpy as np
 
 # Grain's endless length is sys.maxsize, which overflows where `mix` computes
 # with it in floating point; this many steps or passes are endless enough.
-_ENDLESS = 2**40
+ENDLESS = 2**40
 
 
 class Passes:
@@ -32,18 +33,21 @@ class Passes:
     return state.permutation(self._count)
 
   def __len__(self) -> int:
-    return _ENDLESS * self._count
+    return ENDLESS * self._count
 
   def __getitem__(self, i: int) -> int:
     number, position = divmod(i, self._count)
     return int(self._order(number)[position])
 
 
-class HostRows:
-  """This host's contiguous rows of every global batch.
+class HostBatches:
+  """This host's contiguous rows of every global batch, stacked.
 
   Grain's own slice [host::hosts] would interleave the hosts; contiguous rows
-  make the global array equal for every number of hosts, row by row.
+  make the global array equal for every number of hosts, row by row. Grain's
+  threads take whole batches, one each: with the batches of a pod that would
+  be gigabytes per thread. So `map_rows` brings threads of its own, and a few
+  batches in flight are enough.
   """
 
   def __init__(
@@ -52,15 +56,19 @@ class HostRows:
     batch_size: int,
     host_index: int,
     host_count: int,
+    map_rows: Callable = map,
   ):
     self._rows = rows
     self._batch_size = batch_size
     self._local = batch_size // host_count
     self._first = self._local * host_index
+    self._map_rows = map_rows
 
   def __len__(self) -> int:
-    return _ENDLESS * self._local
+    return ENDLESS
 
-  def __getitem__(self, i: int) -> Any:
-    step, row = divmod(i, self._local)
-    return self._rows[step * self._batch_size + self._first + row]
+  def __getitem__(self, step: int) -> Any:
+    first = step * self._batch_size + self._first
+    numbers = range(first, first + self._local)
+    rows = list(self._map_rows(self._rows.__getitem__, numbers))
+    return grain.MapDataset.source(rows).batch(self._local)[0]

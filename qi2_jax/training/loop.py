@@ -28,7 +28,6 @@ class LoopConfig:
 
   Attributes:
     num_steps: length of the run.
-    batch_size: global batch, for images per second.
     log_every: scalars and progress line; the last step always has one.
     save_every: checkpoints; one is always written at the end.
     preview_every: sample grids.
@@ -36,7 +35,6 @@ class LoopConfig:
   """
 
   num_steps: int
-  batch_size: int
   log_every: int
   save_every: int
   preview_every: int
@@ -82,6 +80,11 @@ def _save(step, state, store, health, meta: dict) -> None:
   store.save(step, state, meta | {"health": health.record()})
 
 
+def _size(batch) -> int:
+  """Rows of a batch of all hosts; a step may have more than the next."""
+  return jax.tree.leaves(batch)[0].shape[0]
+
+
 def _preview(step, grids: dict[str, np.ndarray], writers) -> None:
   for name, grid in grids.items():
     logging.info("wrote %s", writers.image(step, name, grid))
@@ -119,7 +122,7 @@ def run(
   """
   step = start = int(state.step)
   key = jax.random.key(config.seed)
-  meter = progress.Meter(step, config.num_steps, config.batch_size, mesh)
+  meter = progress.Meter(step, config.num_steps, mesh)
   vote = StopVote(mesh)
 
   def due(every):
@@ -139,11 +142,11 @@ def run(
       window.before(step, state)
       with meter.waiting():
         batch = next(batches)
-      features = encode_fn(state, put_batch(batch, mesh))
+      features = encode_fn(state, rows := put_batch(batch, mesh))
       with jax.transfer_guard("disallow"):
         state, metrics = step_fn(state, features, key)
       step += 1
-      meter.add(work(features))
+      meter.add(_size(rows), work(features))
       health.watch(step, metrics, batch)
       if due(config.log_every) or step == config.num_steps:
         _log(step, metrics, meter, health, writers, config.num_steps)

@@ -70,16 +70,15 @@ def work_of(config, features: Mapping) -> Work:
 class Meter:
   """Rates since the last reset."""
 
-  def __init__(self, step: int, num_steps: int, batch_size: int, mesh):
+  def __init__(self, step: int, num_steps: int, mesh):
     """Starts at `step`.
 
     Args:
       step: completed steps.
       num_steps: length of the run.
-      batch_size: global batch.
       mesh: all devices of the run.
     """
-    self._num_steps, self._batch_size = num_steps, batch_size
+    self._num_steps = num_steps
     kind = mesh.devices.flat[0].device_kind
     self._peak = PEAK_FLOPS.get(kind, 0.0) * mesh.size
     self.reset(step)
@@ -87,7 +86,7 @@ class Meter:
   def reset(self, step: int) -> None:
     """Begins a new interval."""
     self._step, self._start, self._waited = step, time.perf_counter(), 0.0
-    self._tokens, self._flops = 0, 0.0
+    self._images, self._tokens, self._flops = 0, 0, 0.0
 
   @contextlib.contextmanager
   def waiting(self):
@@ -96,8 +95,9 @@ class Meter:
     yield
     self._waited += time.perf_counter() - start
 
-  def add(self, work: Work) -> None:
-    """Counts one step."""
+  def add(self, images: int, work: Work) -> None:
+    """Counts one step with a global batch of `images` rows."""
+    self._images += images
     self._tokens += work.tokens
     self._flops += work.flops
 
@@ -106,7 +106,7 @@ class Meter:
     elapsed = time.perf_counter() - self._start
     per_step = elapsed / max(1, step - self._step)
     rates = {
-      "images_per_second": self._batch_size / per_step,
+      "images_per_second": self._images / elapsed,
       "data_wait_fraction": self._waited / elapsed,
       "eta_seconds": (self._num_steps - step) * per_step,
     }

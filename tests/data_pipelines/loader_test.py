@@ -12,7 +12,8 @@ import pytest
 
 from data_pipelines import records
 from data_pipelines.errors import InputError
-from data_pipelines.loader.loader import Loader, LoaderConfig
+from data_pipelines.loader.config import LoaderConfig, Phase, Resolution
+from data_pipelines.loader.loader import Loader
 from data_pipelines.loader.rows import Passes
 
 BUCKETS = ((32, 32), (32, 48), (48, 32))
@@ -72,8 +73,11 @@ def _tagged(sample, rng):
   }
 
 
-def _config(path, **changes):
-  config = LoaderConfig((path,), BUCKETS, batch_size=8, threads=2)
+def _config(path, buckets=BUCKETS, batch_size=8, **changes):
+  """One resolution, named `all`."""
+  resolutions = {"all": Resolution(buckets, batch_size)}
+  always = (Phase(0, {"all": 1.0}),)
+  config = LoaderConfig((path,), resolutions, always, threads=2)
   return dataclasses.replace(config, **changes)
 
 
@@ -143,7 +147,7 @@ def test_only_bucket_shapes_and_bounded_enlargement(wild):
 def test_counts_add_up(wild):
   loader = Loader(_config(wild, max_references=2, min_bucket_records=20))
   kept = sum(info.count for info in loader.programs)
-  dropped = loader._plan.dropped
+  dropped = loader._plans["all"].dropped
   assert kept + sum(dropped.values()) == COUNT
   assert min(info.count for info in loader.programs) >= 20
   assert sum(info.weight for info in loader.programs) == pytest.approx(1)

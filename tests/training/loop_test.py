@@ -26,7 +26,7 @@ from qi2_jax.training.progress import Work
 
 TX = optax.adam(0.1)
 CONFIG = LoopConfig(
-  num_steps=12, batch_size=4, log_every=1, save_every=4, preview_every=5, seed=0
+  num_steps=12, log_every=1, save_every=4, preview_every=5, seed=0
 )
 
 
@@ -109,7 +109,7 @@ def test_everything_happens_when_it_should(tmp_path):
 
 
 def test_nothing_happens_with_zeros(tmp_path):
-  never = LoopConfig(5, 4, log_every=0, save_every=0, preview_every=0, seed=0)
+  never = LoopConfig(5, log_every=0, save_every=0, preview_every=0, seed=0)
   toy(tmp_path, never)
   assert [r["step"] for r in rows(tmp_path)] == [5]
   assert os.listdir(tmp_path / "checkpoints") == ["5"]

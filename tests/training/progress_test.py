@@ -40,16 +40,16 @@ def mesh_of(kind: str, count: int):
 
 
 def test_rates_are_counts_over_time(clock):
-  meter = Meter(10, 110, 32, mesh_of("TPU v5p", 4))
-  for _ in range(5):
+  meter = Meter(10, 110, mesh_of("TPU v5p", 4))
+  for images in (32, 32, 16, 16, 32):  # of two resolutions
     with meter.waiting():
       clock.now += 0.5
     clock.now += 1.5
-    meter.add(Work(tokens=1000, flops=1e14))
+    meter.add(images, Work(tokens=1000, flops=1e14))
   rates = meter.rates(15)
   assert rates == pytest.approx(
     {
-      "images_per_second": 5 * 32 / 10,
+      "images_per_second": 128 / 10,
       "tokens_per_second": 500,
       "data_wait_fraction": 0.25,
       "eta_seconds": 95 * 2,
@@ -58,16 +58,17 @@ def test_rates_are_counts_over_time(clock):
   )
   meter.reset(15)
   clock.now += 4.0
-  meter.add(Work(tokens=8))
+  meter.add(4, Work(tokens=8))
   rates = meter.rates(16)
+  assert rates["images_per_second"] == 1
   assert rates["tokens_per_second"] == 2 and rates["data_wait_fraction"] == 0
   assert "mfu" not in rates
 
 
 @pytest.mark.parametrize("kind", ["cpu", "TPU v99"])
 def test_no_mfu_without_a_peak(kind, clock):
-  meter = Meter(0, 10, 1, mesh_of(kind, 1))
-  meter.add(Work(flops=1e12))
+  meter = Meter(0, 10, mesh_of(kind, 1))
+  meter.add(1, Work(flops=1e12))
   clock.now += 1
   assert set(meter.rates(1)) == {
     "images_per_second", "data_wait_fraction", "eta_seconds"
@@ -75,7 +76,7 @@ def test_no_mfu_without_a_peak(kind, clock):
 
 
 def test_time_of_a_failed_wait_raises(clock):
-  meter = Meter(0, 10, 1, mesh_of("cpu", 1))
+  meter = Meter(0, 10, mesh_of("cpu", 1))
   with pytest.raises(StopIteration), meter.waiting():
     raise StopIteration
 
