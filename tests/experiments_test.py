@@ -4,6 +4,7 @@
 import json
 
 import pytest
+from ml_collections.config_flags import config_path
 
 from experiments import common, continual, pretrain, sft
 
@@ -41,6 +42,40 @@ def test_full_variants_are_table_2(stage):
       stage.get_config(name)
 
 
+@pytest.mark.parametrize("stage", TABLE_2, ids=lambda m: m.__name__)
+def test_report_is_the_whole_stage(stage):
+  num_steps, t2i, rate, batches = TABLE_2[stage]
+  config = stage.get_config("report")
+  assert config.num_steps == num_steps and config.data.t2i == t2i
+  assert config.optimizer.learning_rate == rate
+  resolutions = config.data.resolutions
+  assert {
+    name: (r.batch_size, tuple(r.buckets)) for name, r in resolutions.items()
+  } == {f"px{side}": (b, common.BUCKETS[side]) for side, b in batches.items()}
+  starts = [start for start, _ in config.data.schedule]
+  assert starts[0] == 0 and starts == sorted(set(starts))
+  assert starts[-1] < num_steps
+  for _, shares in config.data.schedule:
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert set(shares) <= set(resolutions.keys())
+  # The resolution never falls: the largest is there at the end.
+  assert config.data.schedule[-1][1][f"px{max(batches)}"] > 0
+  assert json.loads(json.dumps(config.to_dict()))["data"]["schedule"]
+  plain = stage.get_config(str(max(batches)))
+  for field in ("buckets", "batch_size"):
+    assert config.data[field] == plain.data[field]
+
+
+def test_overrides_reach_a_resolution_and_its_reference():
+  config = pretrain.get_config("report")
+  config_path.set_value("data.resolutions.px512.batch_size", config, 64)
+  assert config.data.batch_size == 64
+  config_path.set_value("data.buckets", config, ((512, 512),))
+  assert config.data.resolutions.px512.buckets == ((512, 512),)
+  config_path.set_value("data.resolutions.px256.batch_size", config, 128)
+  assert config.data.batch_size == 64
+
+
 @pytest.mark.parametrize("side", common.BUCKETS)
 def test_buckets_fit_the_slots_and_cover_an_area(side):
   buckets = common.BUCKETS[side]
@@ -67,3 +102,5 @@ def test_variants_share_no_state():
   first.lora.rank = 1
   assert sft.get_config("lora").lora.rank == 32
   assert sft.get_config("512").lora.rank == 0
+  pretrain.get_config("report").data.resolutions.px256.batch_size = 1
+  assert pretrain.get_config("report").data.resolutions.px256.batch_size > 1

@@ -15,39 +15,16 @@ from data_pipelines.errors import InputError
 from data_pipelines.loader.config import LoaderConfig, Phase, Resolution
 from data_pipelines.loader.loader import Loader
 from data_pipelines.loader.rows import Passes
+from tests import flat_data
+from tests.flat_data import assert_equal, tagged
 
 BUCKETS = ((32, 32), (32, 48), (48, 32))
 COUNT = 10_000
 
 
-def _flat(rng, low, high):
-  width, height = rng.integers(low, high, 2)
-  colour = rng.integers(0, 256, 3, np.uint8)
-  return records.encode_png(np.tile(colour, (height, width, 1)))
-
-
-def _noise(rng, low, high):
-  width, height = rng.integers(low, high, 2)
-  return records.encode_png(rng.integers(0, 256, (height, width, 3), np.uint8))
-
-
-def _write(path, count, seed, low=8, high=90, edits=0.2, draw=_flat):
-  rng = np.random.default_rng(seed)
-  with records.DatasetWriter(path, 3, {}) as writer:
-    for i in range(count):
-      references = rng.integers(1, 4) if rng.random() < edits else 0
-      writer.add(
-        records.Record(
-          id=str(i),
-          task="ti2i" if references else "t2i",
-          caption=f"caption {i}",
-          kind="flat",
-          target=draw(rng, low, high),
-          references=tuple(draw(rng, low, high) for _ in range(references)),
-          provenance={},
-        )
-      )
-  return str(path)
+def _write(path, count, seed, low=8, high=90, edits=0.2, draw=flat_data.flat):
+  sizes = flat_data.random_sizes(count, seed, low, high, edits)
+  return flat_data.write(path, sizes, draw, seed, shards=3)
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +39,6 @@ def tame(tmp_path_factory):
   return _write(tmp_path_factory.mktemp("tame") / "data", 300, 1, low=48)
 
 
-def _tagged(sample, rng):
-  """Images with their record's number and a draw of the generator."""
-  return {
-    "image": sample["image"],
-    "references": sample["references"],
-    "id": np.int64(sample["id"]),
-    "edit": np.bool_(sample["task"] == "ti2i"),
-    "draw": np.float64(rng.random()),
-  }
-
-
 def _config(path, buckets=BUCKETS, batch_size=8, **changes):
   """One resolution, named `all`."""
   resolutions = {"all": Resolution(buckets, batch_size)}
@@ -81,22 +47,11 @@ def _config(path, buckets=BUCKETS, batch_size=8, **changes):
   return dataclasses.replace(config, **changes)
 
 
-def _take(config, steps, start=0, transform=_tagged, **hosts):
+def _take(config, steps, start=0, transform=tagged, **hosts):
   loader = Loader(config, transform, **hosts)
   batches = list(itertools.islice(loader.iterate(start), steps))
   loader.close()
   return batches
-
-
-def _assert_equal(first, second):
-  assert first.keys() == second.keys()
-  for name, value in first.items():
-    if isinstance(value, tuple):
-      assert len(value) == len(second[name])
-      for a, b in zip(value, second[name]):
-        np.testing.assert_array_equal(a, b)
-    else:
-      np.testing.assert_array_equal(value, second[name])
 
 
 def _shape(batch):
@@ -115,7 +70,7 @@ def test_every_pass_is_complete_and_differs(count):
 
 def test_only_bucket_shapes_and_bounded_enlargement(wild):
   config = _config(wild, batch_size=50, max_references=2)
-  loader = Loader(config, _tagged)
+  loader = Loader(config, tagged)
   index = loader._datasets[0].index
   sizes = {}
   for i in range(COUNT):
@@ -173,7 +128,7 @@ def test_hosts_share_one_global_batch(tame, hosts):
       else np.concatenate([r[name] for r in rows])
       for name in batch
     }
-    _assert_equal(joined, batch)
+    assert_equal(joined, batch)
 
 
 def test_hosts_are_disjoint(tmp_path):
@@ -198,7 +153,7 @@ def test_resume_with_other_threads_equals_the_stream(tame):
   for start, threads in ((0, 0), (1, 1), (37, 4), (130, 3)):
     resumed = _take(_config(tame, threads=threads), 20, start)
     for offset, batch in enumerate(resumed):
-      _assert_equal(batch, stream[start + offset])
+      assert_equal(batch, stream[start + offset])
   draws = np.concatenate([batch["draw"] for batch in stream])
   assert len(set(draws.tolist())) == len(draws)
 
@@ -249,12 +204,12 @@ def _damage(path, name):
 
 
 def test_damaged_record_is_replaced_and_listed(tmp_path, capfd):
-  path = _write(tmp_path / "data", 40, 3, low=48, edits=0, draw=_noise)
+  path = _write(tmp_path / "data", 40, 3, low=48, edits=0, draw=flat_data.noise)
   listed = tmp_path / "quarantine.jsonl"
   config = _config(path, quarantine_path=str(listed))
   before = _take(config, 60)
   _damage(path, 17)
-  loader = Loader(config, _tagged)
+  loader = Loader(config, tagged)
   after = list(itertools.islice(loader.iterate(), 60))
   replaced = collections.Counter()
   for old, new in zip(before, after):
@@ -269,22 +224,24 @@ def test_damaged_record_is_replaced_and_listed(tmp_path, capfd):
   assert row["where"] == "loader" and "damaged on disk" in row["reason"]
   assert capfd.readouterr().err.count("Replaced damaged record") == 1
   for a, b in zip(after, _take(_config(path, threads=1), 60)):
-    _assert_equal(a, b)  # replacement depends on nothing but the data
+    assert_equal(a, b)  # replacement depends on nothing but the data
 
 
 def test_image_of_another_size_counts_as_damaged(tmp_path):
-  good = _flat(np.random.default_rng(0), 60, 61)
+  good = flat_data.flat(np.random.default_rng(0), 60, 60)
   lying = dataclasses.replace(good, width=61)
   with records.DatasetWriter(tmp_path / "data", 1, {}) as writer:
     for i, image in enumerate([good, lying]):
       writer.add(records.Record(str(i), "t2i", "c", "k", image, (), {}))
-  loader = Loader(_config(str(tmp_path / "data")), _tagged)
+  loader = Loader(_config(str(tmp_path / "data")), tagged)
   assert set(next(loader.iterate())["id"].tolist()) == {0}
   assert loader.corrupt_count == 1
 
 
 def test_all_damaged_is_an_error(tmp_path):
-  lying = dataclasses.replace(_flat(np.random.default_rng(0), 60, 61), width=61)
+  lying = dataclasses.replace(
+    flat_data.flat(np.random.default_rng(0), 60, 60), width=61
+  )
   with records.DatasetWriter(tmp_path / "data", 1, {}) as writer:
     writer.add(records.Record("0", "t2i", "c", "k", lying, (), {}))
   loader = Loader(_config(str(tmp_path / "data")))
