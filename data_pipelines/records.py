@@ -38,10 +38,12 @@ __all__ = [
   "EncodedImage",
   "Index",
   "Record",
+  "check_shard",
   "decode",
   "decode_image",
   "encode",
   "encode_png",
+  "load_manifest",
   "open_dataset",
   "read_index",
   "read_manifest",
@@ -253,11 +255,24 @@ class DatasetWriter:
 
 
 def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads and checks the manifest of a dataset folder.
+  """Reads the manifest of a dataset folder and checks the shards against it.
 
   Raises:
-    InputError: the folder is missing, no dataset, empty, of another schema
-      version, or a shard is missing or has another record count.
+    InputError: see `load_manifest`; or a shard is missing or has another
+      record count.
+  """
+  manifest = load_manifest(path)
+  for shard in manifest["shards"]:
+    check_shard(pathlib.Path(path) / shard["path"], shard["records"])
+  return manifest
+
+
+def load_manifest(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads the manifest of a dataset folder; opens no shard.
+
+  Raises:
+    InputError: the folder is missing, no dataset, empty, or of another schema
+      version.
   """
   folder = pathlib.Path(path)
   if not folder.is_dir():
@@ -265,8 +280,9 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
   try:
     text = (folder / "manifest.json").read_text(encoding="utf-8")
     manifest = json.loads(text)
-    version, shards = manifest["schema_version"], manifest["shards"]
-    records = manifest["records"]
+    version, records, _ = (
+      manifest[name] for name in ("schema_version", "records", "shards")
+    )
   except FileNotFoundError as error:
     raise InputError(
       f"{folder} is not a dataset (no manifest.json); create one with "
@@ -284,12 +300,11 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     )
   if not records:
     raise InputError(f"Dataset {folder} holds no records; rebuild it.")
-  for shard in shards:
-    _check_shard(folder / shard["path"], shard["records"])
   return manifest
 
 
-def _check_shard(path: pathlib.Path, expected: int) -> None:
+def check_shard(path: pathlib.Path, expected: int) -> None:
+  """Raises InputError unless the file has so many records."""
   # ArrayRecordReader reports 0 records, without an error, both for a missing
   # and for a truncated file; only the manifest reveals the damage.
   found = 0
@@ -312,6 +327,11 @@ class Dataset:
     """See `open_dataset`."""
     self.path = pathlib.Path(path)
     self.manifest = read_manifest(path)
+    if "features" in self.manifest:
+      raise InputError(
+        f"{path} is a feature cache and holds no images; give the dataset "
+        "that it was made of."
+      )
     # ArrayRecordDataSource refuses files without records.
     shards = [s for s in self.manifest["shards"] if s["records"]]
     self._source = array_record_data_source.ArrayRecordDataSource(

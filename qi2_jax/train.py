@@ -31,6 +31,7 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
+from data_pipelines.features import check as features
 from data_pipelines.images import decode_image
 from data_pipelines.loader.buckets import assign, check_buckets, fit
 from data_pipelines.loader.config import (
@@ -199,7 +200,7 @@ def preview_samples(config: LoaderConfig, step: int = 0) -> list[dict]:
 
   They have the shapes of the resolution that a step most likely has.
   """
-  dataset = open_dataset(config.paths[0])
+  dataset = open_dataset(features.image_folder(config.paths[0]))
   edit = dataset.index.references > 0
   groups = [np.flatnonzero(edit == kind) for kind in (False, True)]
   half = _PREVIEW_IMAGES // 2
@@ -264,6 +265,10 @@ def train(config, workdir: str) -> int:
   data = loader_config(config.data, paths, workdir, config.seed)
   with jax.set_mesh(mesh):
     task = TASKS[config.objective](config, workdir, mesh)
+    features.check_models(
+      paths, task.signature, config.data.caption_dropout,
+      config.data.reference_dropout,
+    )  # fmt: skip
     loader = Loader(data, task.transform, *distributed.batch_share(mesh))
     logging.info("data:\n%s", loader.report())
     try:

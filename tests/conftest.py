@@ -25,6 +25,7 @@ def one_device():
   from qi2_jax.parallel import mesh as mesh_lib
 
   original = mesh_lib.create_mesh
-  mesh_lib.create_mesh = lambda spec: original(spec, jax.devices()[:1])
+  one = jax.devices()[:1]
+  mesh_lib.create_mesh = lambda spec, devices=None: original(spec, one)
   yield
   mesh_lib.create_mesh = original

@@ -24,6 +24,8 @@ import PIL
 import PIL.features
 
 from data_pipelines.errors import InputError
+from data_pipelines.features.check import open_any
+from data_pipelines.features.dataset import FeatureDataset
 from data_pipelines.images import EncodedImage, decode_image
 from data_pipelines.loader.buckets import (
   Bucket,
@@ -40,7 +42,7 @@ from data_pipelines.loader.curriculum import (
 )
 from data_pipelines.loader.programs import make_plan
 from data_pipelines.loader.rows import HostBatches, Passes
-from data_pipelines.records import Record, open_dataset
+from data_pipelines.records import Record
 
 # Raise it when the order of the data changes for an unchanged config.
 _ORDER_VERSION = 2
@@ -110,7 +112,7 @@ class Loader:
     check_config(config, host_index, host_count)
     self._config = config
     self._transform = transform
-    self._datasets = [open_dataset(path) for path in config.paths]
+    self._datasets = [open_any(path, config) for path in config.paths]
     self._starts = np.cumsum([0] + [len(d) for d in self._datasets])
     self._plans = {
       name: make_plan(
@@ -281,6 +283,8 @@ class Loader:
       dataset = self._datasets[which]
       i = record_number - int(self._starts[which])
       try:
+        if isinstance(dataset, FeatureDataset):
+          return dataset.sample(i, self.programs[number].key)
         return self._sample(dataset[i], self.programs[number].key)
       except InputError as error:
         self._note_corrupt(record_number, f"{dataset.path}#{i}", str(error))

@@ -15,7 +15,14 @@ from qi2_jax.conditioning.conditioner import (
 from qi2_jax.evaluation.images import grid
 from qi2_jax.flow.generate import Generator, Request
 from qi2_jax.models import mmdit
-from qi2_jax.training import adapter, build, frozen, lora_task, program
+from qi2_jax.training import (
+  adapter,
+  build,
+  cached,
+  frozen,
+  lora_task,
+  program,
+)
 from qi2_jax.training.task import Sample, Task
 
 
@@ -29,7 +36,7 @@ def flow_task(config, workdir: str, mesh) -> Task:
     functools.partial(mmdit.init_params, models.module), start,
     mmdit.SHARDING_RULES, flow_transform(models.conditioner, config.data),
     _encode(models), step, flow_preview(models, config),
-    lambda ema, batches: None,
+    lambda ema, batches: None, lambda: cached.signature(models),
   )  # fmt: skip
   if lora_config is None:
     return task
@@ -42,6 +49,8 @@ def _encode(models: frozen.Models) -> Callable:
 
   @jax.jit
   def encode(parameters, batch):
+    if cached.is_cached(batch):
+      return cached.features(batch)
     latents = encode_images(module, parameters.vae, batch["image"])
     latents = latents.reshape(latents.shape[0], -1, latents.shape[-1])
     condition = conditioner.encode(parameters, batch)
@@ -53,17 +62,32 @@ def _encode(models: frozen.Models) -> Callable:
 def flow_transform(conditioner: Conditioner, config) -> Callable:
   """`Task.transform` of every task on images; `config` is `config.data`."""
 
+  rates = {
+    "caption_dropout": config.caption_dropout,
+    "reference_dropout": config.reference_dropout,
+  }
+
   def transform(sample: Sample, rng: np.random.Generator):
+    if cached.is_cached(sample):
+      return cached.host(conditioner, sample, *draw_drops(rng, **rates))
     caption, references = drop_condition(
-      sample["caption"], sample["references"], rng,
-      caption_dropout=config.caption_dropout,
-      reference_dropout=config.reference_dropout,
-    )  # fmt: skip
+      sample["caption"], sample["references"], rng, **rates
+    )
     size = sample["image"].shape[:2]
     host = conditioner.host(caption, references, size)
     return {"image": sample["image"], **host}
 
   return transform
+
+
+def draw_drops(
+  rng: np.random.Generator, *, caption_dropout: float, reference_dropout: float
+) -> tuple[bool, bool]:
+  """Whether a sample loses its caption, and its references."""
+  # Always both draws: which captions are dropped does not depend on whether
+  # references are.
+  no_caption = rng.random() < caption_dropout
+  return no_caption, rng.random() < reference_dropout
 
 
 def drop_condition(
@@ -83,10 +107,9 @@ def drop_condition(
     caption_dropout: probability of an empty caption.
     reference_dropout: probability of white references.
   """
-  # Always both draws: which captions are dropped does not depend on whether
-  # references are.
-  no_caption = rng.random() < caption_dropout
-  no_references = rng.random() < reference_dropout
+  no_caption, no_references = draw_drops(
+    rng, caption_dropout=caption_dropout, reference_dropout=reference_dropout
+  )
   if no_references:
     references = [np.full_like(r, 255) for r in references]
   return "" if no_caption else caption, tuple(references)

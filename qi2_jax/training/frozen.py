@@ -40,7 +40,11 @@ def load(config, workdir: str, mesh) -> Models:
   Raises:
     InputError: a path holds no such model.
   """
-  vae_module, variables = own_vae(config, workdir)
+  return assemble(config, *own_vae(config, workdir), mesh)
+
+
+def assemble(config, vae_module: vae.VAE, variables, mesh) -> Models:
+  """`load` around a VAE that has been read; writes nothing."""
   conditioner, encoder_params = build.conditioner(config.text, vae_module, mesh)
   frozen = Frozen(
     vae=jax.device_put(

@@ -25,6 +25,8 @@ class Task:
       `loss` and `grad_norm`.
     preview: `(ema, samples) -> {name: uint8 grid}`.
     finish: `(ema, batches) -> None`, after the last step.
+    signature: `() -> dict` that describes the frozen models, where cached
+      features can stand for pixels (see `cached`); None: pixels are needed.
   """
 
   init: Callable
@@ -35,3 +37,4 @@ class Task:
   step: Callable
   preview: Callable
   finish: Callable
+  signature: Callable | None = None
