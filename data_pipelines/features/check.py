@@ -9,7 +9,8 @@ from typing import Any
 from data_pipelines.errors import InputError
 from data_pipelines.features.codec import REMEDY
 from data_pipelines.features.dataset import FeatureDataset
-from data_pipelines.records import Dataset, open_dataset, read_manifest
+from data_pipelines.loader.config import LoaderConfig
+from data_pipelines.records import Dataset, load_manifest, open_dataset
 
 PREVIEW_FOLDER = "preview"
 
@@ -18,9 +19,9 @@ def read_about(path: str) -> dict[str, Any] | None:
   """What made the cache in a folder; None where it holds images.
 
   Raises:
-    InputError: the folder is no dataset (see `read_manifest`).
+    InputError: the folder is no dataset (see `load_manifest`).
   """
-  return read_manifest(path).get("features")
+  return load_manifest(path).get("features")
 
 
 def image_folder(path: str) -> str:
@@ -28,18 +29,8 @@ def image_folder(path: str) -> str:
   return str(pathlib.Path(path) / PREVIEW_FOLDER) if read_about(path) else path
 
 
-def open_any(
-  path: str, buckets: Sequence[Sequence[tuple[int, int]]], channels: int,
-  max_enlarge: float, max_references: int,
-) -> Dataset | FeatureDataset:  # fmt: skip
-  """Opens a dataset or a cache.
-
-  Args:
-    path: the folder.
-    buckets: sets of buckets that will be read.
-    channels: of the images.
-    max_enlarge: of the loader.
-    max_references: of the loader.
+def open_any(path: str, config: LoaderConfig) -> Dataset | FeatureDataset:
+  """Opens a dataset or a cache that fits a loader.
 
   Raises:
     InputError: unreadable, or the cache was made for other shapes.
@@ -47,31 +38,28 @@ def open_any(
   about = read_about(path)
   if about is None:
     return open_dataset(path)
-  held = [_as_set(b) for b in about["buckets"]]
-  for wanted in buckets:
-    if _as_set(wanted) not in held:
+  # In order: it decides where an image lies between two buckets.
+  held = [list(map(tuple, one)) for one in about["buckets"]]
+  for resolution in config.resolutions.values():
+    wanted = list(map(tuple, resolution.buckets))
+    if wanted not in held:
       raise InputError(
-        f"Feature cache {path} was made for the buckets {about['buckets']}, "
-        f"not for {[list(b) for b in wanted]}; {REMEDY}"
+        f"Feature cache {path} was made for the buckets {held}, not for "
+        f"{wanted}; {REMEDY}"
       )
-  for name, value in (
-    ("max_enlarge", max_enlarge), ("max_references", max_references),
-  ):  # fmt: skip
-    if value > about[name]:
+  for name in ("max_enlarge", "channels"):
+    here = getattr(config, name)
+    if here != about[name]:
       raise InputError(
-        f"Feature cache {path} was made with {name} {about[name]}, less than "
-        f"the {value} wanted; {REMEDY}"
+        f"Feature cache {path} was made with {name} {about[name]}, not "
+        f"{here}; {REMEDY}"
       )
-  if channels != about["channels"]:
+  if config.max_references > about["max_references"]:
     raise InputError(
-      f"Feature cache {path} was made of images with {about['channels']} "
-      f"channels, not {channels}; {REMEDY}"
+      f"Feature cache {path} was made with max_references "
+      f"{about['max_references']}, less than {config.max_references}; {REMEDY}"
     )
   return FeatureDataset(path)
-
-
-def _as_set(buckets) -> set[tuple[int, int]]:
-  return {tuple(bucket) for bucket in buckets}
 
 
 def check_models(

@@ -81,7 +81,9 @@ def common_rows(a: np.ndarray, b: np.ndarray) -> int:
   """Number of leading rows of [T, C] and [U, C] that are equal to the bit."""
   length = min(len(a), len(b))
   bits = [
-    np.ascontiguousarray(x[:length]).view(np.uint8).reshape(length, -1)
+    np.ascontiguousarray(x[:length])
+    .view(np.uint8)
+    .reshape(length, x.shape[1] * x.itemsize)
     for x in (a, b)
   ]
   differ = (bits[0] != bits[1]).any(axis=1)

@@ -37,7 +37,7 @@ from data_pipelines.features.codec import (
   decode_shared,
 )
 from data_pipelines.loader.buckets import Bucket, Program
-from data_pipelines.records import read_index, read_manifest
+from data_pipelines.records import check_shard, read_index, read_manifest
 
 VERSION = 1
 SHARED_FILE = "shared.array_record"
@@ -75,6 +75,7 @@ class FeatureDataset:
         f"Feature cache {path} has version {self.about['version']}, this code "
         f"reads {VERSION}; {REMEDY}"
       )
+    check_shard(self.path / SHARED_FILE, self.about["shared"])
     self.manifest = self.about["source"]
     shards = [self.path / s["path"] for s in manifest["shards"]]
     counts = [s["records"] for s in manifest["shards"]]
@@ -101,14 +102,17 @@ class FeatureDataset:
       each reference [n, Z])`.
 
     Raises:
-      InputError: the row is damaged, or there is none for this program.
+      InputError: the row is damaged.
+      LookupError: there is none for this program.
     """
     number = self._programs.get(program, -1)
     found = np.flatnonzero(self._programs_RM[:, i] == number)
     if number < 0 or not len(found):
-      raise InputError(
-        f"Feature cache {self.path} has no features of record {i} for "
-        f"{program}; {REMEDY}"
+      shapes = (program.target, *program.references)
+      # No InputError: a loader would take it for a damaged row.
+      raise LookupError(
+        f"Feature cache {self.path} has no features of record {i} in the "
+        f"shapes {program.task} {' '.join(map(str, shapes))}; {REMEDY}"
       )
     where = f"Row {i} of {self.path}"
     row = decode_row(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from array_record.python import array_record_module
 from data_pipelines.errors import InputError
 from data_pipelines.features.check import difference
 from data_pipelines.features.dataset import SHARED_FILE
-from data_pipelines.records import SCHEMA_VERSION, read_manifest
+from data_pipelines.records import SCHEMA_VERSION, load_manifest
 
 # States of a network are noise to a compressor: zstd would save a quarter and
 # halve the reading rate. group_size:1 makes random reads cheap.
@@ -42,7 +43,7 @@ def is_complete(out: str, about: dict[str, Any]) -> bool:
   if not os.path.lexists(out):
     return False
   try:
-    found = read_manifest(out).get("features") or {}
+    found = load_manifest(out).get("features") or {}
   except InputError:
     found = {}
   name = difference(found, about)
@@ -64,6 +65,11 @@ def prepare(out: str, about: dict[str, Any]) -> pathlib.Path:
   path = folder / "features.json"
   try:
     folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob("*.tmp*"):  # of a process that was killed
+      if leftover.is_dir():
+        shutil.rmtree(leftover)
+      else:
+        leftover.unlink()
     if not path.exists():
       _write_json(path, about)
     name = difference(json.loads(path.read_text(encoding="utf-8")), about)
