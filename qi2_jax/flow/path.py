@@ -9,13 +9,14 @@ sigma from 1 to 0.
 import jax
 
 
-def _rows(sigma_B: jax.Array, x: jax.Array) -> jax.Array:
+def rows(sigma_B: jax.Array, x: jax.Array) -> jax.Array:
+  """One number per example, shaped to broadcast over `x` `[B, ...]`."""
   return sigma_B.reshape((-1,) + (1,) * (x.ndim - 1))
 
 
 def interpolate(x0: jax.Array, eps: jax.Array, sigma_B: jax.Array):
   """Noisy sample at `sigma`: `(1 - sigma) x0 + sigma eps`."""
-  s = _rows(sigma_B, x0)
+  s = rows(sigma_B, x0)
   return (1.0 - s) * x0 + s * eps
 
 
@@ -26,9 +27,9 @@ def velocity(x0: jax.Array, eps: jax.Array) -> jax.Array:
 
 def data_from_velocity(x: jax.Array, v: jax.Array, sigma_B: jax.Array):
   """Clean sample implied by `v` at `x_sigma`: `x - sigma v`."""
-  return x - _rows(sigma_B, x) * v
+  return x - rows(sigma_B, x) * v
 
 
 def noise_from_velocity(x: jax.Array, v: jax.Array, sigma_B: jax.Array):
   """Noise implied by `v` at `x_sigma`: `x + (1 - sigma) v`."""
-  return x + (1.0 - _rows(sigma_B, x)) * v
+  return x + (1.0 - rows(sigma_B, x)) * v

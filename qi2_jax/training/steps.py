@@ -121,7 +121,7 @@ def make_step(loss_fn: Loss, optimizer, ema_decay: float, accumulate: int = 1):
   return step
 
 
-def _microbatches(x: jax.Array, count: int) -> jax.Array:
+def microbatches(x: jax.Array, count: int) -> jax.Array:
   """`[B, ...]` to `[count, B / count, ...]`; part i has rows i, i + count, ...
 
   A device that holds neighbouring rows has a share of every part that way,
@@ -138,7 +138,7 @@ def _accumulated(loss_fn: Loss, params, batch, count: int):
   batch would give another one (psnr).
   """
   rows, frozen = rows_of(batch)
-  parts = jax.tree.map(lambda x: _microbatches(x, count), rows)
+  parts = jax.tree.map(lambda x: microbatches(x, count), rows)
   grad_fn = jax.value_and_grad(loss_fn.mean, has_aux=True)
 
   def one(total, part):

@@ -65,7 +65,7 @@ def assert_same_step(one, other):
 
 
 @pytest.mark.parametrize("accumulate", [2, 8])
-def test_microbatches_equal_one_batch(accumulate):
+def testmicrobatches_equal_one_batch(accumulate):
   assert_same_step(one_step(1), one_step(accumulate))
 
 
@@ -78,7 +78,7 @@ def test_splitting_sends_no_row_elsewhere():
   mesh = create_mesh({"data": 2, "fsdp": 4})
   x = sharding.put_batch(np.arange(48.0).reshape(24, 2), mesh)
   with jax.set_mesh(mesh):
-    split = jax.jit(lambda x: steps._microbatches(x, 3)).lower(x).compile()
+    split = jax.jit(lambda x: steps.microbatches(x, 3)).lower(x).compile()
     text, parts = split.as_text(), split(x)
   collectives = ("all-to-all", "all-gather", "collective-permute")
   assert not any(kind in text for kind in collectives)
@@ -87,7 +87,7 @@ def test_splitting_sends_no_row_elsewhere():
 
 def test_a_microbatch_is_every_kth_row():
   x = jnp.arange(24.0).reshape(12, 2)
-  parts = steps._microbatches(x, 3)
+  parts = steps.microbatches(x, 3)
   assert parts.shape == (3, 4, 2)
   for i in range(3):
     np.testing.assert_array_equal(parts[i], x[i::3])
