@@ -9,6 +9,7 @@ notices when they are no longer what the factors were trained on.
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -45,21 +46,23 @@ def initial_params(path: str, abstract, step: int | None = None):
   Args:
     path: `config.init`. Of a LoRA run come the merged weights.
     abstract: shapes, dtypes and shardings of the parameters.
-    step: checkpoint of the workdir; the newest if None.
+    step: checkpoint of the workdir; the newest readable one if None.
 
   Raises:
     InputError: the path holds neither, or another model.
   """
+  return _initial(path, abstract, step)[0]
+
+
+def _initial(path: str, abstract, step: int | None):
+  """`(params, step)` as `initial_params`; of a folder the step is None."""
   if model_folder.is_pipeline_folder(path):
-    return _folder_params(path, abstract)
+    return _folder_params(path, abstract), None
   source = checkpoints.CheckpointStore(path, read_only=True)
-  step = source.latest() if step is None else step
-  if step is None:
-    raise InputError(f"config.init={path} holds no checkpoint.")
-  params = run_params(path, source, step, abstract)
+  params, step = run_params(path, source, step, abstract)
   source.close()
   logging.info("starting from the EMA of %s, step %d", path, step)
-  return params
+  return params, step
 
 
 def _folder_params(path: str, abstract):
@@ -74,37 +77,63 @@ def _folder_params(path: str, abstract):
   return params
 
 
-def run_params(path: str, store, step: int, abstract):
+def _read(path: str, store, step: int | None, read: Callable):
+  """`(read(step), step)`; None stands for the newest readable step."""
+  if step is not None:
+    return read(step), step
+  found = store.newest(read)
+  if found is None:
+    raise InputError(
+      f"{path} holds no finished checkpoint yet; train on first."
+    )
+  step, value = found
+  return value, step
+
+
+def run_params(path: str, store, step: int | None, abstract):
   """EMA weights of a run; of a LoRA run its base with the factors merged.
 
   Args:
     path: the workdir.
     store: its checkpoints.
-    step: which of them.
+    step: which of them; the newest readable one if None.
     abstract: shapes, dtypes and shardings of the whole model.
 
+  Returns:
+    `(params, step)`.
+
   Raises:
-    InputError: another model, or a LoRA's base is gone or has changed.
+    InputError: no checkpoint, a damaged one, another model, or a LoRA's base
+      is gone or has changed.
   """
   base = _read_base(path)
   if base is None:
-    return store.restore_part(step, "ema", abstract)
+    part = lambda step: store.restore_part(step, "ema", abstract)  # noqa: E731
+    return _read(path, store, step, part)
   params = _checked(base, path, abstract)
-  factors = run_adapter(path, store, step)
+  factors, step = run_adapter(path, store, step)
   places = jax.tree.map(lambda a: a.sharding, abstract)
   one = jax.tree.leaves(places)[0]
   if isinstance(one, jax.NamedSharding):
     everywhere = jax.NamedSharding(one.mesh, jax.P())
     factors = jax.device_put(jax.device_get(factors), everywhere)
   merge = jax.jit(lora.merge, donate_argnums=0, out_shardings=places)
-  return merge(params, factors)
+  return merge(params, factors), step
 
 
-def run_adapter(path: str, store, step: int) -> lora.Lora:
+def run_adapter(path: str, store, step: int | None) -> tuple[lora.Lora, int]:
   """The EMA of a LoRA run's factors, on one device; its base is not read.
 
+  Args:
+    path: the workdir.
+    store: its checkpoints.
+    step: which of them; the newest readable one if None.
+
+  Returns:
+    `(adapter, step)`.
+
   Raises:
-    InputError: the run trained all parameters.
+    InputError: the run trained all parameters, or as `run_params`.
   """
   with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
     config = adapter.from_config(ConfigDict(json.load(file)))
@@ -114,11 +143,16 @@ def run_adapter(path: str, store, step: int) -> lora.Lora:
       "name as the target."
     )
   place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  abstract = jax.tree.map(
-    lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place),
-    store.saved_part(step, "ema"),
-  )
-  return adapter.to_lora(config, store.restore_part(step, "ema", abstract))
+
+  def factors(step):
+    abstract = jax.tree.map(
+      lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place),
+      store.saved_part(step, "ema"),
+    )
+    return store.restore_part(step, "ema", abstract)
+
+  found, step = _read(path, store, step, factors)
+  return adapter.to_lora(config, found), step
 
 
 def own_base(init: str, workdir: str, abstract):
@@ -143,8 +177,7 @@ def own_base(init: str, workdir: str, abstract):
         f"config.init={init} is itself a LoRA run; export it to a folder with "
         "python -m qi2_jax.convert export and start from that."
       )
-    step = _newest(init)
-    params = initial_params(init, abstract, step)
+    params, step = _initial(init, abstract, None)
     new = Base(init, step, checksum(params))
   else:
     new = dataclasses.replace(old, path=init)
@@ -152,15 +185,6 @@ def own_base(init: str, workdir: str, abstract):
   if new != old:
     distributed.on_first(lambda: _write_base(workdir, new))
   return params
-
-
-def _newest(path: str) -> int | None:
-  if model_folder.is_pipeline_folder(path):
-    return None
-  store = checkpoints.CheckpointStore(path, read_only=True)
-  step = store.latest()
-  store.close()
-  return step
 
 
 def check_base(workdir: str) -> None:

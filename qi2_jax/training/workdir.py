@@ -45,7 +45,7 @@ def is_workdir(path: str) -> bool:
 
 
 def load(path: str, dtype: str | None = None) -> Workdir:
-  """Reads the newest checkpoint of a flow-matching workdir.
+  """Reads the newest readable checkpoint of a flow-matching workdir.
 
   Args:
     path: the workdir.
@@ -59,14 +59,14 @@ def load(path: str, dtype: str | None = None) -> Workdir:
   if dtype is not None:
     for part in (config.model, config.vae, config.text):
       part.dtype = dtype
-  store, step = _open(path)
+  store = _open(path)
   weights.check_base(path)
   vae, vae_variables = build.load_vae(path, config.vae.dtype)
   conditioner, encoder_params = build.conditioner(config.text, vae)
   width = conditioner.encoder.width
   model = mmdit.MMDiT(build.mmdit_config(config.model, vae.config.z_dim, width))
   abstract = jax.eval_shape(lambda: mmdit.init_params(model, jax.random.key(0)))
-  params = weights.run_params(path, store, step, _on_one_device(abstract))
+  params, step = weights.run_params(path, store, None, _on_one_device(abstract))
   store.close()
   frozen = Frozen(vae_variables, encoder_params)
   return Workdir(config, model, params, conditioner, frozen, step)
@@ -79,8 +79,8 @@ def load_adapter(path: str) -> lora.Lora:
     InputError: the run trained no LoRA, or has no checkpoint yet.
   """
   _config(path)
-  store, step = _open(path)
-  adapter = weights.run_adapter(path, store, step)
+  store = _open(path)
+  adapter, _ = weights.run_adapter(path, store, None)
   store.close()
   return adapter
 
@@ -96,14 +96,13 @@ def _config(path: str) -> ConfigDict:
   return config
 
 
-def _open(path: str) -> tuple[checkpoints.CheckpointStore, int]:
+def _open(path: str) -> checkpoints.CheckpointStore:
   store = checkpoints.CheckpointStore(path, read_only=True)
-  step = store.latest()
-  if step is None:
+  if store.latest() is None:  # Before any model is built.
     raise InputError(
       f"{path} holds no finished checkpoint yet; train on first."
     )
-  return store, step
+  return store
 
 
 def _on_one_device(abstract):

@@ -15,7 +15,7 @@ import pytest
 from absl import logging
 
 from qi2_jax.errors import InputError
-from qi2_jax.training import state
+from qi2_jax.training import checkpoints, state
 from qi2_jax.training.checkpoints import CheckpointStore
 
 TX = optax.adam(1e-3)
@@ -122,8 +122,8 @@ def test_damage_is_harmless_or_goes_back_one_step(
 def test_nothing_readable_is_said_and_nothing_moved(saved, abstract, tmp_path):
   work = tmp_path / "run"
   shutil.copytree(saved, work)
-  for step in ("2", "4"):
-    (work / "checkpoints" / step / "state" / "manifest.ocdbt").write_bytes(b"")
+  cut(work, 2)
+  cut(work, 4)
   store = CheckpointStore(str(work))
   with pytest.raises(InputError, match=r"no checkpoint under .* can be read"):
     store.restore_newest(abstract)
@@ -131,6 +131,63 @@ def test_nothing_readable_is_said_and_nothing_moved(saved, abstract, tmp_path):
   assert names(work) == ["2", "4"]
   assert not (work / "unreadable_checkpoints").exists()
   assert CheckpointStore(str(tmp_path / "new")).restore_newest(abstract) is None
+
+
+def cut(workdir, step: int) -> None:
+  """Empties the list of arrays of one checkpoint."""
+  path = workdir / "checkpoints" / str(step) / "state" / "manifest.ocdbt"
+  path.write_bytes(b"")
+
+
+def test_a_reader_of_one_part_goes_back_too(
+  saved, abstract, tmp_path, monkeypatch
+):
+  said = []
+  monkeypatch.setattr(
+    logging, "warning", lambda text, *a: said.append(text % a)
+  )
+  work = tmp_path / "run"
+  shutil.copytree(saved, work)
+  cut(work, 4)
+  store = CheckpointStore(str(work), read_only=True)
+  part = lambda step: store.restore_part(step, "ema", abstract.ema)  # noqa: E731
+  step, ema = store.newest(part)
+  assert step == 2
+  jax.tree.map(np.testing.assert_array_equal, ema, make(2).ema)
+  (warning,) = (text for text in said if text.startswith("checkpoint 4"))
+  assert "going back to step 2" in warning and "are in" not in warning
+  assert names(work) == ["2", "4"]  # A reader moves nothing.
+  # Who names a step gets that one or a sentence.
+  for read in (part, lambda step: store.restore(step, abstract)):
+    with pytest.raises(InputError, match=r"^checkpoint 4 .* another step\.$"):
+      read(4)
+  with pytest.raises(InputError, match=r"^checkpoint 4 "):
+    store.saved_part(4, "ema")
+  store.close()
+
+
+@pytest.mark.parametrize("theirs", ["damaged", "failed"])
+def test_one_process_decides_for_all(
+  theirs, saved, abstract, tmp_path, monkeypatch
+):
+  """The other process cannot read step 4, or not for this model."""
+  work = tmp_path / "run"
+  shutil.copytree(saved, work)
+  outcome = getattr(checkpoints, f"_{theirs.upper()}")
+  votes = iter([4, outcome, 2, 0])
+  monkeypatch.setattr(
+    checkpoints, "_largest", lambda own: max(own, next(votes))
+  )
+  store = CheckpointStore(str(work))
+  if theirs == "failed":
+    with pytest.raises(InputError, match="another process cannot restore"):
+      store.restore_newest(abstract)
+    assert names(work) == ["2", "4"]
+  else:
+    _, meta = store.restore_newest(abstract)
+    assert meta == {"step": 2} and names(work) == ["2"]
+    assert next(votes, None) is None
+  store.close()
 
 
 def test_another_model_is_no_damage(saved, abstract, tmp_path):

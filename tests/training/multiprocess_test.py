@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -148,6 +149,59 @@ def test_two_processes_train_as_one(tmp_path):
   finish(start_two(command(two), tmp_path, "again"), 0, log)
   assert f"resuming from step {STEPS}" in log.read_text()
   assert_equal_runs(one, two)
+
+
+RESTORE = """
+import os, sys
+import jax
+import numpy as np
+import jax.numpy as jnp
+from qi2_jax.parallel import distributed
+from qi2_jax.training.checkpoints import CheckpointStore
+
+distributed.initialise()
+mesh = jax.make_mesh((8,), ("x",))
+place = jax.NamedSharding(mesh, jax.P("x"))
+value = lambda step: jax.jit(lambda: {"w": step + jnp.arange(16.0)},
+                             out_shardings=place)()
+shape = jax.ShapeDtypeStruct((16,), "float32", sharding=place)
+mode, *views = sys.argv[1:]
+# What this process sees of a shared folder.
+view = views[jax.process_index()]
+store = CheckpointStore(view, keep=9, read_only=mode == "read")
+if mode == "save":
+  for step in (2, 4, 6):
+    store.save(step, value(step), {"step": step})
+else:
+  state, meta = store.restore_newest({"w": shape})
+  w = state["w"].addressable_shards[0]
+  np.testing.assert_array_equal(w.data, np.arange(16.0)[w.index] + meta["step"])
+  print("restored", meta["step"])
+store.close()
+"""
+
+
+@pytest.mark.slow
+def test_processes_agree_on_what_is_damaged(tmp_path):
+  """Process 1 alone cannot read step 6, process 0 alone not step 4."""
+  shared = tmp_path / "shared"
+
+  def both(mode, *views):
+    script = [sys.executable, "-c", RESTORE, mode, *map(str, views)]
+    processes = start_two(script, tmp_path, mode)
+    finish(processes, 0, tmp_path / f"{mode}.1.log")
+    return [(tmp_path / f"{mode}.{i}.log").read_text() for i in range(2)]
+
+  both("save", shared, shared)
+  views = [tmp_path / "view0", tmp_path / "view1"]
+  for view, step in zip(views, (4, 6)):
+    shutil.copytree(shared, view)
+    (view / f"checkpoints/{step}/state/manifest.ocdbt").write_bytes(b"")
+  for mode in ("read", "resume"):
+    logs = both(mode, *views)
+    assert all("restored 2\n" in log for log in logs), logs
+  assert os.listdir(views[0] / "checkpoints") == ["2"]
+  assert len(os.listdir(views[0] / "unreadable_checkpoints")) == 2
 
 
 @pytest.mark.slow
