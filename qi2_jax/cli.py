@@ -4,6 +4,7 @@
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -32,12 +33,36 @@ def setup() -> None:
   logging.use_absl_handler()
   handler = logging.get_absl_handler()
   handler.setFormatter(_Formatter())
-  # Library chatter (Orbax logs every save, and warns of its own read-only
-  # mode) would hide the progress; errors always pass.
+  handler.addFilter(_is_news)
+  show = sys.unraisablehook
+  sys.unraisablehook = lambda event: _is_echo(event) or show(event)
+
+
+def _is_news(record) -> bool:
+  """Whether a log record is shown.
+
+  Library chatter (Orbax logs every save, and warns of its own read-only mode)
+  would hide the progress. Errors pass, but not the pages of those that reach
+  us as exceptions too: one sentence says them.
+  """
   here = os.path.dirname(os.path.abspath(__file__))
-  handler.addFilter(
-    lambda r: r.levelname == "ERROR" or r.pathname.startswith(here)
-  )
+  if record.levelname == "ERROR":
+    return not (record.exc_info and _is_writer(record.pathname))
+  return record.pathname.startswith(here)
+
+
+def _is_echo(event) -> bool:
+  """Whether an unraisable error only follows from a failed read or write.
+
+  Orbax gives up at the first one; the others then find nobody to report to.
+  """
+  frames = traceback.walk_tb(event.exc_traceback)
+  return any(_is_writer(frame.f_code.co_filename) for frame, _ in frames)
+
+
+def _is_writer(path: str) -> bool:
+  """Whether a source file belongs to what reads and writes checkpoints."""
+  return bool({"orbax", "asyncio"} & set(os.path.normpath(path).split(os.sep)))
 
 
 class _Formatter:

@@ -87,6 +87,8 @@ class CheckpointStore:
       state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
     )
     with self._writing():
+      # Orbax waits ten minutes for a folder that it cannot make.
+      _probe(self._manager.directory)
       self._manager.save(step, args=args)
 
   @contextlib.contextmanager
@@ -264,12 +266,17 @@ class CheckpointStore:
         self._manager.close()
 
 
+def _probe(folder) -> None:
+  """Raises OSError unless a small file can be written to a folder."""
+  with tempfile.TemporaryFile(dir=folder) as file:
+    file.write(bytes(4096))
+
+
 def _check_writable(folder: str) -> None:
   """Finds out before any training; Orbax would at the first save."""
   try:
     os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-      pass
+    _probe(folder)
   except OSError as error:
     raise InputError(
       f"cannot write checkpoints to {folder} ({error.strerror}); make it "
