@@ -208,13 +208,22 @@ def test_resuming_before_at_and_after_a_border_equals_the_stream(data):
       assert_equal(batch, stream[start + offset])
 
 
-def test_resolutions_do_not_read_in_the_same_order(data):
-  config = config_of(data, schedule=(Phase(0, {"low": 1, "high": 1}),))
-  ids = {16: [], 32: [], 48: []}
-  for batch in take(config, 100):
-    ids[batch["image"].shape[1]] += batch["id"].tolist()
-  large = [i for i in ids[16] if i >= 60]
-  assert large[:40] != ids[48][:40]
+def test_resolutions_do_not_read_in_the_same_order(tmp_path):
+  path = flat_data.write(tmp_path / "data", [[(16, 16)]] * 400)
+  resolutions = {
+    name: Resolution(((16, 16),), size) for name, size in (("a", 4), ("b", 8))
+  }
+  schedule = (Phase(0, {"a": 1, "b": 1}),)
+  batches = [
+    set(batch["id"].tolist())
+    for batch in take(
+      config_of(path, resolutions=resolutions, schedule=schedule), 200
+    )
+  ]
+  # In one order, a batch of 8 would be two of the batches of 4.
+  small, large = ([b for b in batches if len(b) == n] for n in (4, 8))
+  assert len(small) == len(large) == 100
+  assert not any(few <= many for few in small for many in large)
 
 
 def test_the_fingerprint_covers_the_schedule(data):

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import threading
 
 import numpy as np
 import pytest
@@ -156,6 +157,14 @@ def test_resume_with_other_threads_equals_the_stream(tame):
       assert_equal(batch, stream[start + offset])
   draws = np.concatenate([batch["draw"] for batch in stream])
   assert len(set(draws.tolist())) == len(draws)
+
+
+def test_closing_leaves_no_thread(tame):
+  loader = Loader(_config(tame, threads=3), tagged)
+  next(loader.iterate())
+  own = [t for t in threading.enumerate() if t.name.startswith("loader")]
+  loader.close()
+  assert own and not any(thread.is_alive() for thread in own)
 
 
 def test_seed_changes_the_order(tame):
