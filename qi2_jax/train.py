@@ -178,6 +178,12 @@ def curriculum(config) -> tuple[dict[str, Resolution], tuple[Phase, ...]]:
   return resolutions, schedule
 
 
+def _quarantine_path(workdir: str, process: int) -> str:
+  """A file of each process's own: appends to shared storage would mix."""
+  suffix = f"_{process}" if process else ""
+  return os.path.join(workdir, f"quarantine{suffix}.jsonl")
+
+
 def loader_config(config, paths, workdir: str, seed: int) -> LoaderConfig:
   """`config.data` as the loader's own dataclass."""
   resolutions, schedule = curriculum(config)
@@ -191,7 +197,7 @@ def loader_config(config, paths, workdir: str, seed: int) -> LoaderConfig:
     max_references=config.max_references,
     seed=seed,
     threads=config.threads,
-    quarantine_path=os.path.join(workdir, "quarantine.jsonl"),
+    quarantine_path=_quarantine_path(workdir, jax.process_index()),
   )
 
 
@@ -277,8 +283,8 @@ def train(config, workdir: str) -> int:
       loader.close()
   if loader.corrupt_count:
     logging.warning(
-      "%d damaged records were replaced; see %s/quarantine.jsonl",
-      loader.corrupt_count, workdir,
+      "%d damaged records were replaced; see %s",
+      loader.corrupt_count, data.quarantine_path,
     )  # fmt: skip
   if stopped:
     logging.warning("stopped; run the same command to continue")

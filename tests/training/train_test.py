@@ -281,6 +281,19 @@ def test_every_config_builds(stage):
     module.get_config("nonsense")
 
 
+@pytest.mark.parametrize(
+  "process, name", [(0, "quarantine.jsonl"), (3, "quarantine_3.jsonl")]
+)
+def test_every_process_has_its_own_quarantine_file(
+  process, name, data, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(jax, "process_index", lambda: process)
+  config = train.loader_config(
+    short("vae", data).data, (data,), str(tmp_path), 0
+  )
+  assert config.quarantine_path == str(tmp_path / name)
+
+
 def test_latent_statistics_normalise(vae_workdir, data):
   module, variables = build.load_vae(vae_workdir)
   samples = train.preview_samples(
