@@ -32,8 +32,10 @@ bf16; a caption of 150 tokens, one reference of the target's size, exact):
     1024 px, edit    1.0 MiB    1.2 MiB   1.0 MiB + 8.0 MiB   11.2 MiB
 
 White references add a caption's states once more, empty captions next to
-nothing. That is a hundred times the JPEG: cache sets that are read many times
-(fine-tuning, distillation), not a pre-training corpus.
+nothing. That is ten to a hundred times the record's JPEGs: cache sets that
+are read many times (fine-tuning), not a pre-training corpus. A batch holds
+records of one shard and one shape, and the last one of each is padded: give
+shards many times --batch_size records.
 """
 
 import dataclasses
@@ -196,7 +198,7 @@ def encode_shard(
   folder: pathlib.Path,
   shard: Shard,
   shared: list[codec.SharedRow],
-  report,
+  report: Callable[[], None],
 ) -> None:
   """Writes one shard of the cache; complete or absent.
 

@@ -115,6 +115,22 @@ def test_losses_and_gradients_are_those_without_cache(
   assert "Unreadable image" in line
 
 
+def test_previews_show_the_same_images(whole, data):
+  samples = [
+    train.preview_samples(
+      train.loader_config(tiny(path).data, (str(path),), "", 0)
+    )
+    for path in (data, whole)
+  ]
+  assert len(samples[0]) == 8
+  for a, b in zip(*samples, strict=True):
+    assert a["caption"] == b["caption"]
+    jax.tree.map(np.testing.assert_array_equal, a["image"], b["image"])
+    jax.tree.map(
+      np.testing.assert_array_equal, a["references"], b["references"]
+    )
+
+
 @pytest.mark.slow
 def test_bfloat16_storage_is_close(data, on_the_fly, tmp_path):
   out = str(tmp_path / "half")
