@@ -2,8 +2,9 @@
 """Low-rank adapters of the MMDiT: `W + weight * scale * a @ b`.
 
 An adapter lives beside the parameters, under the slash paths of the kernels
-that it changes, and is merged into them before the model runs: the modules
-know nothing of it. `scale` is alpha / rank (Hu et al. 2021, arXiv
+that it changes. It is merged into them before the model runs (`merge`), or
+stays apart while it is trained (`attach`, `beside_kernels`); the modules know
+nothing of either. `scale` is alpha / rank (Hu et al. 2021, arXiv
 2106.09685, section 4.1). The sum is fp32; what the kernel's dtype cannot
 hold is rounded away, so a bf16 kernel does not see a change below half of
 its last bit.
@@ -12,16 +13,19 @@ Shapes: L layers, r rank; `in...` and `out...` are a kernel's fan-in and
 fan-out axes, e.g. D and H, K of `to_q`.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from qi2_jax.errors import InputError
-from qi2_jax.models import mmdit
+from qi2_jax.models import layers, mmdit
 from qi2_jax.parallel.sharding import path_name
 
 # The seven linear layers of a block, as the public trainers adapt them.
@@ -147,21 +151,89 @@ def _check(name: str, shape, a_shape, b_shape) -> None:
     )
 
 
+def _check_names(lora: Lora, shapes: dict) -> None:
+  """Raises InputError if the adapter changes kernels that are not there."""
+  unknown = sorted(lora.factors.keys() - shapes.keys())
+  if unknown:
+    raise InputError(
+      f"this model has no kernel {unknown[0]}; this adapter is for another "
+      "model."
+    )
+
+
+def _scaled(a, scale):
+  """fp32 `scale * a`; the scale is constant."""
+  scale = jax.lax.stop_gradient(jnp.asarray(scale, jnp.float32))
+  scale = scale.reshape(scale.shape + (1,) * (a.ndim - scale.ndim))
+  return a.astype(jnp.float32) * scale
+
+
 def _merged(name: str, kernel, a, b, scale, weight):
   """`kernel + weight * scale * a @ b` in the kernel's dtype."""
   _check(name, kernel.shape, a.shape, b.shape)
   stacked = len(split_shape(name, kernel.shape)[0])
   batch = tuple(range(stacked))
-  scale = jax.lax.stop_gradient(jnp.asarray(scale, jnp.float32))
-  a = a.astype(jnp.float32)
   delta = jax.lax.dot_general(
-    a * scale.reshape(scale.shape + (1,) * (a.ndim - scale.ndim)),
+    _scaled(a, scale),
     b.astype(jnp.float32),
     (((a.ndim - 1,), (stacked,)), (batch, batch)),
     # The default of fp32 products on TPU is one bf16 pass.
     precision=jax.lax.Precision.HIGHEST,
   )
   return (kernel.astype(jnp.float32) + weight * delta).astype(kernel.dtype)
+
+
+def attach(params, lora: Lora):
+  """Puts the factors next to their kernels, for `beside_kernels`.
+
+  Gradients flow to the factors (not to the scales).
+
+  Args:
+    params: MMDiT parameters.
+    lora: the adapter.
+
+  Returns:
+    A tree with `lora_a` (times the scale) and `lora_b` beside each kernel.
+
+  Raises:
+    InputError: as `merge`.
+  """
+  shapes = kernels(params)
+  _check_names(lora, shapes)
+  flat = traverse_util.flatten_dict(params, sep="/")
+  for name, pair in lora.factors.items():
+    a, b = pair["a"], pair["b"]
+    _check(name, shapes[name], a.shape, b.shape)
+    where = name.removesuffix("kernel")
+    flat[f"{where}lora_a"] = _scaled(a, lora.scales[name])
+    flat[f"{where}lora_b"] = b
+  return traverse_util.unflatten_dict(flat, sep="/")
+
+
+@contextlib.contextmanager
+def beside_kernels():
+  """Lets `layers.Einsum` add `x @ a @ b` where factors are attached.
+
+  That is the merged model up to rounding, without a merged copy of the
+  kernels or a gradient of their size, and without the products for it.
+  """
+
+  def add(call, args, kwargs, context):
+    out = call(*args, **kwargs)
+    module = context.module
+    if not isinstance(module, layers.Einsum) or module.is_initializing():
+      return out
+    factors = module.variables.get("params", {})
+    if context.method_name != "__call__" or "lora_a" not in factors:
+      return out
+    axes = len(module.fan_in)
+    low = jnp.tensordot(
+      args[0].astype(module.dtype), factors["lora_a"].astype(module.dtype), axes
+    )
+    return out + jnp.tensordot(low, factors["lora_b"].astype(module.dtype), 1)
+
+  with nn.intercept_methods(add):
+    yield
 
 
 def merge(params, lora: Lora, weight: float | jax.Array = 1.0):
@@ -181,12 +253,7 @@ def merge(params, lora: Lora, weight: float | jax.Array = 1.0):
     InputError: the adapter names a kernel that `params` lacks, or its
       factors have other shapes.
   """
-  unknown = sorted(lora.factors.keys() - kernels(params).keys())
-  if unknown:
-    raise InputError(
-      f"this model has no kernel {unknown[0]}; this adapter is for another "
-      "model."
-    )
+  _check_names(lora, kernels(params))
 
   def one(path, leaf):
     name = path_name(path)

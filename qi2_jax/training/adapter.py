@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LoRA as something to train: `config.lora`, the trained tree, the loss.
 
-Only the factors are trained, in fp32. They are merged into the frozen base
-inside the loss, so the modules know nothing of them; the price is a second
-copy of the weights, and their gradient, while a step runs.
+Only the factors are trained, in fp32. In the loss they stay apart from the
+frozen base, so a step holds neither merged weights nor their gradient.
 """
 
 import dataclasses
@@ -92,7 +91,8 @@ def lora_loss(loss: steps.Loss, config: LoraConfig) -> steps.Loss:
   def mean(factors, batch):
     adapter = to_lora(config, factors)
     rows, frozen = steps.rows_of(batch)
-    params = lora.merge(frozen[steps.FROZEN], adapter)
-    return loss.mean(params, rows)
+    params = lora.attach(frozen[steps.FROZEN], adapter)
+    with lora.beside_kernels():
+      return loss.mean(params, rows)
 
   return dataclasses.replace(loss, mean=mean)

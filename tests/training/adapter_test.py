@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The LoRA step: it learns, and eight devices learn what one does."""
 
+import dataclasses
 import functools
 import math
 
@@ -131,6 +132,40 @@ def test_the_loss_is_that_of_the_merged_weights():
   ours, _ = loss(made, batch | {steps.FROZEN: base}, KEY)
   theirs, _ = FULL(merged, batch, KEY)
   assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+
+
+def products(jaxpr):
+  """Shapes of the results of all matrix products of a program."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == "dot_general":
+      yield eqn.outvars[0].aval.shape
+    for inner in jax.tree.leaves(
+      list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+    ):
+      inner = getattr(inner, "jaxpr", inner)
+      if hasattr(inner, "eqns"):
+        yield from products(inner)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_a_step_makes_nothing_of_the_size_of_a_kernel(remat):
+  """Neither merged weights nor a gradient of the base."""
+  base, batch = problem()
+  config = dataclasses.replace(tiny_models.MMDIT, remat=remat)
+  full = steps.flow_matching_loss(
+    mmdit.MMDiT(config), logit_mean=0.0, logit_std=1.0, shift=None
+  )
+  loss = adapter.lora_loss(full, CONFIG)
+  features = batch | {steps.FROZEN: base}
+  program = jax.make_jaxpr(jax.grad(loss, has_aux=True))(
+    factors(), features, KEY
+  )
+  made = set(products(program.jaxpr))
+  layers = lora.kernels(base)
+  targets = [s for n, s in layers.items() if n.startswith("blocks/")]
+  assert {x.shape[1:] for x in jax.tree.leaves(factors())} & made
+  for shape in targets:
+    assert shape not in made and shape[1:] not in made
 
 
 def test_the_config_is_read_as_written():

@@ -240,6 +240,31 @@ def test_a_checksum_sees_every_bit_and_no_sharding():
   assert weights.checksum(changed) != weights.checksum(tree)
 
 
+def test_readers_of_a_damaged_run_go_back(base, run, tmp_path):
+  mine, theirs = str(tmp_path / "run"), str(tmp_path / "base")
+  shutil.copytree(run, mine)
+  shutil.copytree(base, theirs)
+  older = workdir.load_adapter(mine)
+  damage = lambda path, step: pathlib.Path(  # noqa: E731
+    path, f"checkpoints/{step}/state/manifest.ocdbt"
+  ).write_bytes(b"")
+  damage(mine, 4)
+  loaded = workdir.load(mine)
+  assert loaded.step == 2
+  factors = workdir.load_adapter(mine).factors
+  assert any(
+    np.any(np.asarray(x) != np.asarray(y))
+    for x, y in zip(jax.tree.leaves(older.factors), jax.tree.leaves(factors))
+  )
+  # A base is named by its step, so nothing else will do.
+  record = json.loads(pathlib.Path(mine, "base.json").read_text())
+  record["path"] = theirs
+  pathlib.Path(mine, "base.json").write_text(json.dumps(record))
+  damage(theirs, record["step"])
+  with pytest.raises(InputError, match=r"^checkpoint 2 under .* cannot be"):
+    workdir.load(mine)
+
+
 @pytest.mark.parametrize(
   "stage, fields, message",
   [
