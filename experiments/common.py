@@ -104,6 +104,7 @@ def base_config():
       preset="qwen_image_2_1",
       dtype=placeholder(str),
       remat=placeholder(str),
+      kernel=placeholder(str),  # of the attention; None: the fastest here
       attention=placeholder(str),
       condition_time=placeholder(str),
       modulation=placeholder(str),

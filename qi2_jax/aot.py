@@ -35,7 +35,7 @@ from ml_collections import config_flags
 
 from qi2_jax import cli
 from qi2_jax.errors import InputError
-from qi2_jax.parallel import chips, hlo
+from qi2_jax.parallel import chips, hlo, hlo_costs
 from qi2_jax.parallel import mesh as mesh_lib
 from qi2_jax.training import program
 
@@ -157,12 +157,11 @@ def plan(
     }  # fmt: skip
   parts = memory_parts(compiled)
   module = hlo.parse(compiled.as_text())
-  products, moved = hlo.products(module), hlo.collectives(module)
+  products, moved = hlo_costs.products(module), hlo_costs.collectives(module)
   state_bytes = 2 * parts["arguments"] * _GIB
   used = sum(parts.values())
-  buffers = [
-    {"shape": str(b), "bytes": b.bytes} for b in hlo.largest_buffers(module)
-  ]
+  largest = hlo_costs.largest_buffers(module)
+  buffers = [{"shape": str(b), "bytes": b.bytes} for b in largest]
   return report | {
     "fits": used <= chip.hbm_gib,
     "hbm_gib_per_chip": used,

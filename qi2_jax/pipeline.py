@@ -366,7 +366,9 @@ def _from_folder(path: str, dtype: str, devices: int) -> Pipeline:
     # Small beside the others: every device has the whole VAE.
     vae_variables = jax.device_put(vae_variables, NamedSharding(mesh, P()))
   vae = VAE(dataclasses.replace(vae_config, dtype=compute))
-  model = mmdit.MMDiT(dataclasses.replace(config, dtype=compute))
+  model = mmdit.MMDiT(
+    build.with_kernel(dataclasses.replace(config, dtype=compute))
+  )
   return Pipeline(
     generator=Generator(model, Conditioner(encoder, vae, _TEXT_BUCKET)),
     params=params,

@@ -66,8 +66,8 @@ from qi2_jax.training.tasks import TASKS
 _FREE_FIELDS = (
   "log_every", "save_every", "preview_every", "keep_checkpoints", "keep_every",
   "max_skipped_steps", "loss_spike", "profile_start", "profile_steps", "mesh",
-  "data.threads", "data.path", "vae.path", "text.path", "init", "sampling",
-  "optimizer.accumulate",
+  "model.remat", "model.kernel", "data.threads", "data.path", "vae.path",
+  "text.path", "init", "sampling", "optimizer.accumulate",
 )  # fmt: skip
 _PREVIEW_IMAGES = 8
 

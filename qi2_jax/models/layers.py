@@ -46,9 +46,14 @@ def time_features(sigma_B: jax.Array, dim: int = 256) -> jax.Array:
   return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
 
 
-def modulate(x: jax.Array, scale_BD: jax.Array) -> jax.Array:
-  """Multiplicative modulation `x * (1 + scale)` (report eq. 2)."""
-  return x * (1.0 + scale_BD[:, None, :])
+def modulate(x_BND: jax.Array, scale: jax.Array) -> jax.Array:
+  """Multiplicative modulation `x * (1 + scale)` (report eq. 2).
+
+  Args:
+    x_BND: tokens.
+    scale: `[B, N or 1, D]`.
+  """
+  return x_BND * (1.0 + scale)
 
 
 class Einsum(nn.Module):

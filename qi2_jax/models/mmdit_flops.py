@@ -9,12 +9,17 @@ full rectangles that the code computes. Per sample, with S = P + N:
   rest        embeddings, modulation and head
 
 A step is one forward and two more for the two gradients of every product
-(three forwards: the model FLOPs of an MFU). Rematerialisation adds forwards
-that MFU does not credit:
+(three forwards: the model FLOPs of an MFU). What runs beyond that, in
+forwards of the layers or of the attention, MFU does not credit:
 
-  remat=full  the layers and their attention once more
-  remat=dots  the attention once more
-  more than CHUNK queries   QK^T once more (half of that attention)
+                       layers   attention: xla     splash   cudnn
+  without remat           0        0 (1/2)           3/2      1/2
+  remat=dots              0        1 (3/2)           5/2      3/2
+  remat=attention         1        1/2               3/2      3/2
+  remat=full              1        1 (3/2)           5/2      3/2
+
+In brackets: for more than CHUNK queries, whose scores are computed again
+inside. Flash kernels compute scores again in each pass of the gradient.
 
 Shapes: P prefix tokens, N target tokens, T encoder tokens, R reference
 latents, D width, F mlp width, C encoder width, Z latent channels.
@@ -89,16 +94,28 @@ def outer_flops(config: MMDiTConfig, tokens: Tokens) -> float:
   return float(image + text + time + rows + head)
 
 
+def _recompute(config: MMDiTConfig, queries: int) -> float:
+  """Forwards of one stream's attention beyond the three of a step."""
+  if config.kernel == "xla":
+    again = {"none": 0.0, "attention": 0.5}.get(config.remat, 1.0)
+    inside = queries > CHUNK and config.remat != "attention"
+    return again + 0.5 * inside
+  # What `remat=attention` keeps of cuDNN's pass is its output alone.
+  kept = ("none", "attention") if config.kernel == "splash" else ("none",)
+  passes = {"splash": 1.5, "cudnn": 0.5}[config.kernel]
+  return passes + (config.remat not in kept)
+
+
 def step_flops(config: MMDiTConfig, tokens: Tokens, batch: int) -> StepFlops:
   """FLOPs of one training step on `batch` samples of one shape."""
   layers = layer_flops(config, tokens)
   target, prefix = attention_flops(config, tokens)
   forward = layers + target + prefix + outer_flops(config, tokens)
-  recompute = {
-    "none": 0.0,
-    "full": layers + target + prefix,
-    "dots": target + prefix,
-  }[config.remat]
-  chunked = ((target, tokens.target), (prefix, tokens.prefix))
-  recompute += sum(flops / 2 for flops, n in chunked if n > CHUNK)
+  recompute = layers * (config.remat in ("full", "attention"))
+  recompute += target * _recompute(config, tokens.target)
+  # A prefix with images runs on xla, whatever the kernel.
+  of_prefix = config
+  if tokens.references and config.attention == "block_causal":
+    of_prefix = dataclasses.replace(config, kernel="xla")
+  recompute += prefix * _recompute(of_prefix, tokens.prefix)
   return StepFlops(3 * forward * batch, recompute * batch)

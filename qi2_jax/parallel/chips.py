@@ -12,11 +12,11 @@ it is below the nominal 16, 95 and 32 GB where the runtime keeps a part.
 import dataclasses
 
 from qi2_jax.errors import InputError
-from qi2_jax.parallel import hlo
+from qi2_jax.parallel import hlo_costs
 
 # What crosses a chip's links per byte of the whole array, on rings: a sum
 # goes round twice. Kinds that are not listed once.
-_RING_PASSES = {"all-reduce": 2, hlo.PADDED_GATHER: 2}
+_RING_PASSES = {"all-reduce": 2, hlo_costs.PADDED_GATHER: 2}
 ASSUMPTIONS = (
   "the slowest of three, each at its peak and all of them overlapped: matrix "
   "products at the chip's bf16 peak; HBM: every product reads its operands "

@@ -9,6 +9,7 @@ replicated by accident. Specs are right-aligned: the leading layer axis that
 Activations: logical names through one literal table; a misspelt name raises.
 """
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -26,6 +27,8 @@ ACTIVATION_AXES = {
   "batch": ("data", "fsdp"),
   "tokens": "seq",
   "heads": "tensor",
+  # Inside attention sequences are whole and heads take the seq axis too.
+  "attention_heads": ("tensor", "seq"),
   "mlp": "tensor",
   None: None,
 }
@@ -87,28 +90,42 @@ def tree_shardings(tree, rules: Rules, mesh: Mesh):
   return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-  """Constrains an activation by logical axis names, one per dimension.
+def activation_spec(
+  shape: Sequence[int], axes: Sequence[str | None], mesh
+) -> PartitionSpec:
+  """The mesh axes of an activation, by logical names, one per dimension.
 
-  Outside `jax.set_mesh` this is the identity, so modules run unchanged on
-  one device. Dimensions that do not divide over their mesh axes stay whole.
+  A dimension that does not divide over its mesh axes goes over as many of
+  them, from the first, as it divides.
 
   Raises:
     KeyError: a name is not in `ACTIVATION_AXES` (never silently replicated).
     ValueError: the number of names differs from the rank.
   """
-  if len(axes) != x.ndim:
-    raise ValueError(f"{len(axes)} axis names for an array of rank {x.ndim}")
-  names = [ACTIVATION_AXES[a] for a in axes]
+  if len(axes) != len(shape):
+    raise ValueError(
+      f"{len(axes)} axis names for an array of rank {len(shape)}"
+    )
+  fitted = []
+  for name, dim in zip((ACTIVATION_AXES[a] for a in axes), shape):
+    group = (name,) if isinstance(name, str) else name or ()
+    while dim % math.prod(mesh.shape.get(n, 1) for n in group):
+      group = group[:-1]
+    fitted.append(group or None)
+  return PartitionSpec(*fitted)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """Constrains an activation by logical axis names, see `activation_spec`.
+
+  Outside `jax.set_mesh` this is the identity, so modules run unchanged on
+  one device.
+  """
   mesh = jax.sharding.get_abstract_mesh()
+  spec = activation_spec(x.shape, axes, mesh)
   if mesh.empty:
     return x
-  fitted = []
-  for name, dim in zip(names, x.shape):
-    group = (name,) if isinstance(name, str) else name or ()
-    size = int(np.prod([mesh.shape[n] for n in group], dtype=int))
-    fitted.append(name if dim % size == 0 else None)
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*fitted))
+  return jax.lax.with_sharding_constraint(x, spec)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

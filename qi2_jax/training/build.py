@@ -13,7 +13,7 @@ from qi2_jax.errors import InputError
 from qi2_jax.flow.generate import SamplingConfig
 from qi2_jax.flow.schedules import ShiftConfig
 from qi2_jax.interop import encoder_folder, model_folder
-from qi2_jax.models import mmdit, qwen3_vl, vae
+from qi2_jax.models import kernels, mmdit, qwen3_vl, vae
 from qi2_jax.parallel.sharding import tree_shardings
 
 
@@ -25,17 +25,22 @@ def _preset(presets: dict, name: str, what: str):
   return presets[name]
 
 
-def mmdit_config(config, z_dim: int, context_dim: int) -> mmdit.MMDiTConfig:
-  """`config.model` over its preset, fitted to the VAE and the encoder.
+def mmdit_config(
+  config, z_dim: int, context_dim: int, platform: str | None = None
+) -> mmdit.MMDiTConfig:
+  """`config.model` over its preset, fitted to VAE, encoder and devices.
 
   Args:
-    config: `config.model`: preset, dtype, remat and the variant fields; a
-      field that is None keeps the preset's value.
+    config: `config.model`: preset, dtype, remat, kernel and the variant
+      fields; a field that is None keeps the preset's value, and the kernel is
+      then the fastest of the platform.
     z_dim: latent channels of the VAE.
     context_dim: width of the encoder's states.
+    platform: of the devices, None for those of this process.
 
   Raises:
-    InputError: unknown preset or variant value.
+    InputError: unknown preset or variant value, or a kernel of another
+      platform.
   """
   base = _preset(mmdit.PRESETS, config.preset, "model")
   fields = {
@@ -45,9 +50,36 @@ def mmdit_config(config, z_dim: int, context_dim: int) -> mmdit.MMDiTConfig:
   }
   if config.dtype is not None:
     fields["dtype"] = jnp.dtype(config.dtype)
-  return dataclasses.replace(
+  made = dataclasses.replace(
     base, latent_channels=z_dim, context_dim=context_dim, **fields
   )
+  # Configs of older runs have no kernel.
+  return with_kernel(made, config.get("kernel"), platform)
+
+
+def with_kernel(
+  config: mmdit.MMDiTConfig, kernel: str | None = None,
+  platform: str | None = None,
+) -> mmdit.MMDiTConfig:  # fmt: skip
+  """`config` with an attention kernel that runs on its devices.
+
+  Args:
+    config: of the model.
+    kernel: one of `kernels.KERNELS`; None: the fastest.
+    platform: of the devices, None for those of this process.
+
+  Raises:
+    InputError: the kernel is unknown or of another platform.
+  """
+  platform = platform or jax.default_backend()
+  best = kernels.best_kernel(platform, config.head_dim, config.dtype)
+  if kernel in kernels.KERNELS and kernel not in ("xla", best):
+    raise InputError(
+      f"config.model.kernel={kernel} does not run here: {platform}, heads of "
+      f"{config.head_dim} channels, {jnp.dtype(config.dtype).name}; use "
+      f"{' or '.join(sorted({'xla', best}))}."
+    )
+  return dataclasses.replace(config, kernel=kernel or best)
 
 
 def new_vae(config) -> vae.VAE:

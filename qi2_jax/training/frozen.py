@@ -4,6 +4,7 @@
 import dataclasses
 
 import jax
+from absl import logging
 
 from qi2_jax.conditioning.conditioner import Conditioner, Frozen
 from qi2_jax.interop import model_folder
@@ -54,12 +55,12 @@ def assemble(config, vae_module: vae.VAE, variables, mesh) -> Models:
     ),
     encoder=encoder_params,
   )
-  module = mmdit.MMDiT(
-    build.mmdit_config(
-      config.model, vae_module.config.z_dim, conditioner.encoder.width
-    )
-  )
-  return Models(module, conditioner, vae_module, frozen)
+  model = build.mmdit_config(
+    config.model, vae_module.config.z_dim, conditioner.encoder.width,
+    mesh.devices.flat[0].platform,
+  )  # fmt: skip
+  logging.info("attention kernel: %s, remat: %s", model.kernel, model.remat)
+  return Models(mmdit.MMDiT(model), conditioner, vae_module, frozen)
 
 
 def own_vae(config, workdir: str):

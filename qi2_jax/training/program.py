@@ -178,6 +178,27 @@ def _tokens_of(features) -> mmdit_flops.Tokens:
   )
 
 
+def lower(step: Callable, train_state, features, mesh, platforms=("tpu",)):
+  """Lowers a task's pure step for abstract arguments.
+
+  Args:
+    step: see `task.Task`.
+    train_state: abstract, with shardings.
+    features: likewise.
+    mesh: over the devices of a topology.
+    platforms: what to lower for.
+  """
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = jax.ShapeDtypeStruct(
+    key.shape, key.dtype, sharding=jax.NamedSharding(mesh, jax.P())
+  )
+  jitted = jit_step(step, shardings_of(train_state), mesh)
+  with jax.set_mesh(mesh):
+    return jitted.trace(train_state, features, key).lower(
+      lowering_platforms=platforms
+    )
+
+
 def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
   """Lowers the training step of a config.
 
@@ -199,7 +220,9 @@ def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
   size = max((tuple(b) for b in config.data.buckets), key=lambda b: b[0] * b[1])
   grid = tuple(side // latents.factor for side in size)
   context = mmdit.PRESETS[config.model.preset].context_dim
-  model = build.mmdit_config(config.model, latents.z_dim, context)
+  model = build.mmdit_config(
+    config.model, latents.z_dim, context, mesh.devices.flat[0].platform
+  )
   module = mmdit.MMDiT(model)
   start, step = gradient_training(config, flow_loss(config, module))
   train_state = abstract_state(
@@ -210,20 +233,10 @@ def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
     model, batch, grid, _text_tokens(config.text, grid, references),
     (grid,) * references, mesh,
   )  # fmt: skip
-  step = jit_step(step, shardings_of(train_state), mesh)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  key = jax.ShapeDtypeStruct(
-    key.shape, key.dtype, sharding=jax.NamedSharding(mesh, jax.P())
-  )
-  with jax.set_mesh(mesh):
-    lowered = step.trace(train_state, features, key).lower(
-      lowering_platforms=platforms
-    )
-  count = sum(x.size for x in jax.tree.leaves(train_state.params))
   tokens = _tokens_of(features)
   work = mmdit_flops.step_flops(model, tokens, batch)
   facts = {
-    "parameters": count,
+    "parameters": sum(x.size for x in jax.tree.leaves(train_state.params)),
     "bucket": list(size),
     "references": references,
     "tokens": {"prefix": tokens.prefix, "target": tokens.target},
@@ -232,7 +245,8 @@ def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
     "batch_per_chip": batch / parts / mesh.size,
     "mesh": dict(mesh.shape),
     "remat": model.remat,
+    "kernel": model.kernel,
     "analytic_flops_per_step": work.executed,
     "model_flops_per_step": work.model,
   }
-  return lowered, facts
+  return lower(step, train_state, features, mesh, platforms), facts

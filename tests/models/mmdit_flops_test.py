@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from qi2_jax.models import attention, mmdit, mmdit_flops
-from qi2_jax.parallel import hlo
+from qi2_jax.parallel import hlo, hlo_costs
 from tests import tiny_models
 
 CONFIG = mmdit.MMDiTConfig(
@@ -37,7 +37,7 @@ def compiled_flops(config, x, cond) -> float:
   step = jax.jit(jax.value_and_grad(loss))
   sigma = jnp.full((x.shape[0],), 0.5)
   text = step.lower(params, x, sigma, cond).compile().as_text()
-  return hlo.products(hlo.parse(text)).flops
+  return hlo_costs.products(hlo.parse(text)).flops
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,8 @@ def compiled_flops(config, x, cond) -> float:
     (1024, {"remat": "full"}),
     (32, {"remat": "full"}),
     (32, {"remat": "dots"}),
+    (1024, {"remat": "attention"}),
+    (32, {"remat": "attention"}),
     (1024, {"attention": "joint", "condition_time": "shared"}),
     (1024, {"modulation": "per_block", "remat": "full"}),
   ],

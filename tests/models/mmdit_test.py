@@ -12,7 +12,7 @@ import tiny_models
 
 from qi2_jax.errors import InputError
 from qi2_jax.models import attention, mmdit
-from qi2_jax.models.mmdit import PRESETS, Block, MMDiT, Stream
+from qi2_jax.models.mmdit import PRESETS, Block, MMDiT, Tokens
 from qi2_jax.parallel.sharding import path_name
 
 TINY = tiny_models.MMDIT
@@ -81,28 +81,18 @@ def dependencies(config, blocks, valid, tokens):
   block, length = Block(config), len(blocks)
   rng = np.random.default_rng(0)
   draw = lambda *s: jnp.asarray(rng.normal(size=s).astype(np.float32))  # noqa: E731
-  prefix = Stream(draw(1, 4 * config.width), draw(1, length, 8))
-  target = Stream(draw(1, 4 * config.width), draw(1, tokens, 8))
+  rows = [draw(1, 4 * config.width) for _ in range(2)]
+  angles = draw(1, length + tokens, 8)
   x = draw(length + tokens, config.width)
   blocks, valid = jnp.asarray(blocks)[None], jnp.asarray(valid)[None]
+  layout = Tokens(*rows, angles, blocks, valid)
 
   def apply(variables, x):
-    carry = (x[None, :length], x[None, length:])
-    (y_p, y_t), _ = block.apply(
-      variables, carry, None, prefix, target, blocks, valid
-    )
-    return jnp.concatenate([y_p, y_t], axis=1)[0]
+    y, _ = block.apply(variables, x[None], None, layout)
+    return y[0]
 
   shapes = jax.eval_shape(
-    lambda: block.init(
-      jax.random.key(0),
-      (x[None, :length], x[None, length:]),
-      None,
-      prefix,
-      target,
-      blocks,
-      valid,
-    )
+    lambda: block.init(jax.random.key(0), x[None], None, layout)
   )
   ones = jax.tree.map(lambda s: np.ones(s.shape, np.float32), shapes)
   variables = tiny_models.randomise(ones)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qi2_jax.parallel import hlo
+from qi2_jax.parallel import hlo, hlo_costs
 from qi2_jax.parallel.mesh import create_mesh
 
 
@@ -29,7 +29,7 @@ def test_products_of_nested_scans_count_every_turn():
     return jax.lax.scan(outer, x, stacks)[0]
 
   module = compiled(function, (16, 32), (5, 7, 32, 32))
-  found = hlo.products(module)
+  found = hlo_costs.products(module)
   assert found.flops == 2 * 16 * 32 * 32 * 5 * 7
   assert found.bytes == 4 * (2 * 16 * 32 + 32 * 32) * 5 * 7
   assert module.unknown_loops == ()
@@ -40,7 +40,7 @@ def test_batched_product():
     lambda a, b: jnp.einsum("bnhk,bmhk->bhnm", a, b), (2, 8, 3, 16),
     (2, 4, 3, 16),
   )  # fmt: skip
-  assert hlo.products(module).flops == 2 * 2 * 3 * 8 * 4 * 16
+  assert hlo_costs.products(module).flops == 2 * 2 * 3 * 8 * 4 * 16
 
 
 def test_convolution_counts_only_positions_inside():
@@ -51,7 +51,7 @@ def test_convolution_counts_only_positions_inside():
 
   module = compiled(function, (2, 6, 6, 16), (3, 3, 16, 8))
   # Per axis 3 taps at 6 places, less one at either edge.
-  assert hlo.products(module).flops == 2 * 2 * 16 * 8 * (3 * 6 - 2) ** 2
+  assert hlo_costs.products(module).flops == 2 * 2 * 16 * 8 * (3 * 6 - 2) ** 2
 
 
 @functools.cache
@@ -82,7 +82,7 @@ def test_collectives_in_a_loop(kind, collective, size):
     body, mesh=_mesh(), in_specs=jax.P("fsdp"), out_specs=jax.P(),
     check_vma=False,
   )  # fmt: skip
-  found = hlo.collectives(compiled(mapped, (32, 6)))
+  found = hlo_costs.collectives(compiled(mapped, (32, 6)))
   assert found == {kind: {"count": 3, "bytes": 3.0 * size}}
 
 
@@ -96,7 +96,7 @@ def test_scattered_gradients_of_the_compiler_are_seen():
     jax.grad(lambda w, x: jnp.sum(jnp.tanh(x @ w) ** 2)),
     out_shardings=place("fsdp"),
   )
-  found = hlo.collectives(hlo.parse(grad.lower(w, x).compile().as_text()))
+  found = hlo_costs.collectives(hlo.parse(grad.lower(w, x).compile().as_text()))
   size = 64 * 32 * 4
   assert found["all-gather"]["bytes"] == size
   reduced = {k: found[k]["bytes"] for k in found if "reduce" in k}
@@ -104,7 +104,7 @@ def test_scattered_gradients_of_the_compiler_are_seen():
 
 
 def test_largest_buffers_are_stored_ones():
-  kept = hlo.largest_buffers(compiled(lambda x: x @ x.T, (48, 8)), 2)
+  kept = hlo_costs.largest_buffers(compiled(lambda x: x @ x.T, (48, 8)), 2)
   assert [str(a) for a in kept] == ["f32[48,48]", "f32[48,8]"]
   # Inside its kernel the outer product is never stored.
   text = """HloModule a
@@ -120,7 +120,9 @@ ENTRY %main (x: f32[64]) -> f32[64] {
   ROOT %out = f32[64]{0} fusion(%x.1), kind=kLoop, calls=%sum
 }
 """
-  assert [str(a) for a in hlo.largest_buffers(hlo.parse(text))] == ["f32[64]"]
+  assert [str(a) for a in hlo_costs.largest_buffers(hlo.parse(text))] == [
+    "f32[64]"
+  ]
 
 
 # What libtpu writes for a batched product, a loop without an annotation, a
@@ -178,20 +180,20 @@ ENTRY %main (x: (s32[], f32[64,8])) -> (s32[], f32[64,8]) {
 def test_programs_for_tpus():
   module = hlo.parse(TPU)
   assert module.unknown_loops == ()
-  flops = hlo.products(module).flops
+  flops = hlo_costs.products(module).flops
   assert flops == 32 * 2 * 4 * 32 * 512 * 512 * 128
-  assert hlo.collectives(module) == {
-    hlo.PADDED_GATHER: {"count": 32, "bytes": 32.0 * 4096 * 128 * 2},
+  assert hlo_costs.collectives(module) == {
+    hlo_costs.PADDED_GATHER: {"count": 32, "bytes": 32.0 * 4096 * 128 * 2},
     "all-reduce": {"count": 32, "bytes": 32.0 * 8 * 128 * 2},
     "reduce-scatter": {"count": 32, "bytes": 32.0 * 64 * 8 * 4},
   }
-  assert str(hlo.largest_buffers(module)[0]) == "f32[4,32,512,512]"
+  assert str(hlo_costs.largest_buffers(module)[0]) == "f32[4,32,512,512]"
 
 
 def test_a_loop_of_unknown_length_is_named_and_counts_once():
   module = hlo.parse(TPU.replace("direction=LT", "direction=NE"))
   assert module.unknown_loops == ("w",)
-  assert hlo.products(module).flops == 2 * 4 * 32 * 512 * 512 * 128
+  assert hlo_costs.products(module).flops == 2 * 4 * 32 * 512 * 512 * 128
 
 
 def test_sizes_of_types():

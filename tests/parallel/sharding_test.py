@@ -114,7 +114,7 @@ def test_constrain_is_the_identity_without_a_mesh():
   ((8, 6, 4, 5), ("batch", "tokens", "heads", None),
    P(("data", "fsdp"), "seq", "tensor")),
   ((8, 6, 3, 5), ("batch", "tokens", "heads", None), P(("data", "fsdp"))),
-  ((6, 6, 4, 5), ("batch", None, "heads", None), P(None, None, "tensor")),
+  ((6, 6, 4, 5), ("batch", None, "heads", None), P("data", None, "tensor")),
 ])  # fmt: skip
 def test_constrain_places_activations(shape, axes, spec, mesh):
   x = jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape)
