@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from ml_collections import ConfigDict
 
 from data_pipelines.loader.config import Phase, Resolution
-from experiments import pretrain
+from experiments import continual, pretrain, sft
 from qi2_jax import train
 from qi2_jax.errors import InputError
 from qi2_jax.training import progress
@@ -128,6 +129,22 @@ def test_one_resolution_is_a_schedule_of_one_phase():
   assert train.curriculum(config.data) == (
     {"px64": Resolution(buckets, 16)}, (Phase(0, {"px64": 1.0}),)
   )  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", [pretrain, continual, sft])
+def test_the_report_variants_are_schedules(stage):
+  config = stage.get_config("report")
+  resolutions, schedule = train.curriculum(config.data)
+  assert {name for phase in schedule for name in phase.shares} == set(
+    resolutions
+  )
+  for name, resolution in resolutions.items():
+    assert name == f"px{resolution.buckets[0][0]}"
+    # One number of microbatches serves all of them on 64 chips.
+    assert resolution.batch_size % (64 * 64) == 0
+  # Restored from JSON, as a workdir stores it, it is the same.
+  stored = ConfigDict(json.loads(json.dumps(config.data.to_dict())))
+  assert train.curriculum(stored) == (resolutions, schedule)
 
 
 @pytest.mark.parametrize(
