@@ -197,12 +197,14 @@ class Walk:
     states: `[B, W + 1, ...]`, before the first stochastic step and after
       each.
     sigmas: their levels `[B, W + 1]`.
+    log_probs: of the stochastic steps, `[B, W]`, see `log_prob`.
     extras: what the velocity returned beside v, `[B, W, ...]`.
   """
 
   x0: jax.Array
   states: jax.Array
   sigmas: jax.Array
+  log_probs: jax.Array
   extras: object
 
 
@@ -234,15 +236,16 @@ def walk(
     mean, std = transition(kernel, x, v, sigmas[i], sigmas[i + 1])
     fresh = jax.random.normal(jax.random.fold_in(key, i), x.shape)
     following = mean + std * fresh
-    return following, (following, extra)
+    return following, (following, log_prob(following, mean, std), extra)
 
   first = jax.lax.fori_loop(0, start, euler, noise.astype(jnp.float32))
-  x, (states, extras) = jax.lax.scan(draw, first, start + jnp.arange(size))
+  at = start + jnp.arange(size)
+  x, (states, log_probs, extras) = jax.lax.scan(draw, first, at)
   states = jnp.concatenate([first[None], states])
   x0 = jax.lax.fori_loop(start + size, len(sigmas) - 1, euler, x)
   levels = jax.lax.dynamic_slice_in_dim(sigmas, start, size + 1)
   by_row = lambda a: jnp.moveaxis(a, 0, 1)  # noqa: E731
   return Walk(
     x0, by_row(states), jnp.broadcast_to(levels, (len(x), size + 1)),
-    jax.tree.map(by_row, extras),
+    by_row(log_probs), jax.tree.map(by_row, extras),
   )  # fmt: skip

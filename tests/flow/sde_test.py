@@ -214,6 +214,9 @@ def test_a_walk_is_euler_around_its_window():
           out.extras["twice"][:, at], 2 * v, rtol=1e-5, atol=1e-5
         )
         x = out.states[:, at + 1]
+        np.testing.assert_allclose(
+          out.log_probs[:, at], sde.log_prob(x, mean, std), rtol=1e-4
+        )
       else:
         x = x + (sigmas[i + 1] - sigmas[i]) * v
     np.testing.assert_allclose(out.x0, x, rtol=1e-4, atol=1e-5)
