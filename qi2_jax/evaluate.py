@@ -324,7 +324,7 @@ def _count(params) -> int:
 def _plain(sampling: SamplingConfig) -> dict[str, Any]:
   fields = dataclasses.asdict(sampling)
   return {k: v for k, v in fields.items() if k != "shift"} | {
-    f"shift_{k}": v for k, v in fields["shift"].items()
+    f"shift_{k}": v for k, v in (fields["shift"] or {}).items()
   }
 
 

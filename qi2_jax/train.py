@@ -22,6 +22,7 @@ Exit status, for launchers:
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -326,15 +327,18 @@ def _run(config, workdir, mesh, task, loader, data) -> int:
         f"{workdir}/profile", config.profile_start, config.profile_steps
       ),
       meta=lambda step: {"step": step, "data": loader.fingerprint},
-      # A grid after step n shows what the batches before it taught.
-      preview=lambda s, step: task.preview(
-        s.ema, preview_samples(data, step - 1)
-      ),
+      preview=functools.partial(_preview, task, data),
       work=lambda features: progress.work_of(config, features),
     )  # fmt: skip
     if not stopped:
       task.finish(train_state.ema, batches)
   return stopped
+
+
+def _preview(task, data: LoaderConfig, train_state, step: int) -> dict:
+  task.watch(train_state)
+  # A grid after step n shows what the batches before it taught.
+  return task.preview(train_state.ema, preview_samples(data, step - 1))
 
 
 def _log_size(params, mesh) -> None:

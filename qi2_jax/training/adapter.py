@@ -15,6 +15,9 @@ from qi2_jax.errors import InputError
 from qi2_jax.models import lora
 from qi2_jax.training import steps
 
+# Those that train an MMDiT.
+OBJECTIVES = ("flow_matching", "dmd")
+
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
@@ -43,7 +46,7 @@ def from_config(config) -> LoraConfig | None:
   section = config.get("lora")
   if not section or not section.rank:
     return None
-  if config.objective != "flow_matching":
+  if config.objective not in OBJECTIVES:
     raise InputError(
       f"config.lora adapts the MMDiT, but this run trains a "
       f"{config.objective}; set config.lora.rank=0."

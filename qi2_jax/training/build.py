@@ -166,10 +166,17 @@ def shift_config(config) -> ShiftConfig:
 
 
 def sampling_config(config) -> SamplingConfig:
-  """`config.sampling` with the run's shift."""
-  return SamplingConfig(
+  """`config.sampling` with the run's shift, or a student's own levels."""
+  sampling = SamplingConfig(
     steps=config.sampling.steps,
     guidance=config.sampling.guidance,
     batch_size=config.sampling.batch_size,
     shift=shift_config(config.flow.shift),
+  )
+  if config.objective != "dmd":
+    return sampling
+  sigmas = tuple(config.dmd.sigmas)
+  # Guidance was distilled with the rest.
+  return dataclasses.replace(
+    sampling, steps=len(sigmas), guidance=1.0, shift=None, sigmas=sigmas
   )

@@ -111,9 +111,14 @@ def features(batch: dict) -> dict:
   Returns:
     `{"latents_BNZ", "condition"}` in fp32.
   """
-  latents, text, references = (
+  latents = jnp.asarray(batch["latents"], jnp.float32)
+  return {"latents_BNZ": latents, "condition": condition(batch)}
+
+
+def condition(batch: dict) -> Conditioning:
+  """The condition alone, see `features`."""
+  text, references = (
     jnp.asarray(batch[name], jnp.float32)
-    for name in ("latents", "text", "reference_latents")
+    for name in ("text", "reference_latents")
   )
-  condition = Conditioning(text, references, Layout(**batch["layout"]))
-  return {"latents_BNZ": latents, "condition": condition}
+  return Conditioning(text, references, Layout(**batch["layout"]))

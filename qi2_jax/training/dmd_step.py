@@ -46,7 +46,7 @@ class Networks:
     rollout: `(params, condition) -> ((x, sigma scalar) -> v)`, for several
       steps at one condition; what they share is computed once.
     student: `(trained, frozen) -> params` of the student: itself, or a base
-      with the trained factors merged.
+      with the trained factors beside its kernels.
     shape: `condition -> (B, N, Z)` of the samples.
   """
 
@@ -62,6 +62,10 @@ class DmdConfig:
 
   Attributes:
     sigmas: the student's noise levels without the final 0.
+    step_weights: how often each step is the one that is trained, relative to
+      the others. The fake score learns the mixture of all steps' samples;
+      only those of the last step are images, so the more it counts the more
+      the mixture is what has to match the teacher.
     guidance: scale of the real score, `u + w (c - u)`.
     times: p(t) of the compared scores.
     fake_times: p(t) of the fake score's own training.
@@ -74,6 +78,7 @@ class DmdConfig:
   """
 
   sigmas: tuple[float, ...]
+  step_weights: tuple[float, ...]
   guidance: float
   times: dmd.Times
   fake_times: dmd.Times
@@ -124,7 +129,8 @@ def student_sample(
     `(x0_BNZ, number of the step)`. One step serves the whole group, so that
     the steps before it need not be computed for all.
   """
-  stop = jax.random.randint(keys["stop"], (), 0, len(config.sigmas))
+  chances = jnp.log(jnp.asarray(config.step_weights, jnp.float32))
+  stop = jax.random.categorical(keys["stop"], chances)
   sigmas = jnp.asarray([*config.sigmas, 0.0], jnp.float32)
   velocity = nets.rollout(jax.lax.stop_gradient(params), condition)
   x = backward_simulation.state_at(

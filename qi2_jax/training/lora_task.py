@@ -35,7 +35,7 @@ def adapted(
     lambda: adapter.init_factors(lora_config, abstract, jax.random.key(0))
   )
   base = weights.own_base(
-    config.init, workdir, _on_mesh(abstract, task.rules, mesh)
+    config.init, workdir, on_mesh(abstract, task.rules, mesh)
   )
   logging.info(
     "training a LoRA of rank %d: %d kernels of the frozen %s",
@@ -60,7 +60,8 @@ def adapted(
   )
 
 
-def _on_mesh(abstract, rules, mesh):
+def on_mesh(abstract, rules, mesh):
+  """Shapes and dtypes with the shardings that the rules give them."""
   return jax.tree.map(
     lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
     abstract, tree_shardings(abstract, rules, mesh),

@@ -27,6 +27,7 @@ class Task:
     finish: `(ema, batches) -> None`, after the last step.
     signature: `() -> dict` that describes the frozen models, where cached
       features can stand for pixels (see `cached`); None: pixels are needed.
+    watch: `(state) -> None`, before every preview: may keep the best weights.
   """
 
   init: Callable
@@ -38,3 +39,4 @@ class Task:
   preview: Callable
   finish: Callable
   signature: Callable | None = None
+  watch: Callable = lambda state: None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A flow-matching workdir read back: config, models and EMA weights."""
+"""The workdir of an MMDiT read back: config, models and EMA weights."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from qi2_jax.conditioning.conditioner import Conditioner, Frozen
 from qi2_jax.errors import InputError
 from qi2_jax.models import lora, mmdit
-from qi2_jax.training import build, checkpoints, weights
+from qi2_jax.training import adapter, build, checkpoints, weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ def is_workdir(path: str) -> bool:
 
 
 def load(path: str, dtype: str | None = None) -> Workdir:
-  """Reads the newest readable checkpoint of a flow-matching workdir.
+  """Reads the newest readable checkpoint of a workdir of an MMDiT.
 
   Args:
     path: the workdir.
@@ -88,10 +88,10 @@ def load_adapter(path: str) -> lora.Lora:
 def _config(path: str) -> ConfigDict:
   with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
     config = ConfigDict(json.load(file))
-  if config.objective != "flow_matching":
+  if config.objective not in adapter.OBJECTIVES:
     raise InputError(
       f"{path} trained a {config.objective}, which makes no images from "
-      "prompts; pass a pretrain or sft workdir."
+      "prompts; pass a pretrain, sft or dmd workdir."
     )
   return config
 

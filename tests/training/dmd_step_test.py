@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from qi2_jax.objectives import dmd
-from qi2_jax.training import dmd_state, dmd_step, health, steps
+from qi2_jax.training import checkpoints, dmd_state, dmd_step, health, steps
 
 KEY = jax.random.key(3)
 GROUP, RATIO = 6, 3
@@ -239,7 +239,10 @@ def test_teachers_count_by_step_and_category():
   np.testing.assert_allclose(mixed[~edit], single[~edit], rtol=1e-5)
   assert np.abs(mixed - single)[edit].min() > 1e-5
   # By step: this group stands at one of them.
-  stop = int(jax.random.randint(dmd_step.draws(KEY)["stop"], (), 0, 4))
+  condition = batch(groups=1)["condition"]
+  _, stop = dmd_step.student_sample(
+    config(half), dmd_toy.NETS, one, condition, dmd_step.draws(KEY)
+  )
   table = np.asarray([[[1.0, 1.0]] * 4, [[0.0, 0.0]] * 4])
   table[:, stop] = 0.5
   np.testing.assert_allclose(gap(table), gap(half), rtol=1e-5)
@@ -274,6 +277,31 @@ def test_a_step_that_is_not_finite_changes_neither_model():
   assert same(new.replace(step=start.step), start)
   new, metrics = jax.jit(step)(start, batch(), KEY)
   assert metrics["skipped"] == 0.0 and not same(new.fake, start.fake)
+
+
+def test_resume_is_bit_identical(tmp_path):
+  """Both models, both optimizers and the step, through a checkpoint."""
+  config = dmd_toy.config(ratio=RATIO)
+  txs = optax.adam(1e-2), optax.adam(1e-2)
+  step = jax.jit(dmd_step.make_step(config, dmd_toy.NETS, *txs, 0.5))
+  start = dmd_state.create(teachers()[0], teachers()[0], *txs)
+  whole = [start]
+  for _ in range(4):
+    whole.append(step(whole[-1], batch(), KEY)[0])
+  store = checkpoints.CheckpointStore(str(tmp_path))
+  store.save(2, whole[2], {})
+  store.close()
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), start
+  )
+  store = checkpoints.CheckpointStore(str(tmp_path), read_only=True)
+  state, _ = store.restore_newest(abstract)
+  store.close()
+  for _ in range(2):
+    state, _ = step(state, batch(), KEY)
+  assert jax.tree.structure(state) == jax.tree.structure(whole[4])
+  assert same(state, whole[4]) and not same(state, whole[3])
 
 
 def test_gaps_are_kept_by_noise_level():

@@ -62,8 +62,9 @@ NETS = dmd_step.Networks(
 
 def config(**fields) -> dmd_step.DmdConfig:
   defaults = {
-    "sigmas": SIGMAS, "guidance": 1.0, "times": dmd.Times(),
-    "fake_times": dmd.Times(), "weight": "x0_norm", "decoupled": False,
+    "sigmas": SIGMAS, "step_weights": (1.0, 1.0, 1.0, 7.0), "guidance": 1.0,
+    "times": dmd.Times(), "fake_times": dmd.Times(), "weight": "x0_norm",
+    "decoupled": False,
     "sampler": "euler", "ratio": 5,
     "teacher_weights_MKC": np.ones((1, len(SIGMAS), 2), np.float32),
   }  # fmt: skip

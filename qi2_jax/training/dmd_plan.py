@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step of a distillation as a program, without weights or data.
+
+The counterpart of `program.lower_step`, which is of flow matching.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from qi2_jax.conditioning import encoder
+from qi2_jax.conditioning.layout import num_slots
+from qi2_jax.models import mmdit, vae
+from qi2_jax.parallel import sharding
+from qi2_jax.training import (
+  adapter,
+  build,
+  dmd_step,
+  dmd_task,
+  lora_task,
+  program,
+  steps,
+)
+
+
+def abstract_features(config, module: mmdit.MMDiT, references: int, mesh):
+  """Features of the largest bucket, as `dmd_task` encodes them.
+
+  Args:
+    config: of the run.
+    module: of student, fake score and teachers.
+    references: reference images per sample, of the bucket's size.
+    mesh: where they lie.
+  """
+  size = max(map(tuple, config.data.buckets), key=lambda b: b[0] * b[1])
+  factor = vae.PRESETS[config.vae.preset].factor
+  grid = tuple(side // factor for side in size)
+  tokens = config.text.length
+  if references:
+    text_encoder, _ = encoder.built_in(config.text.width)
+    slots = (num_slots(grid),) * references
+    tokens += encoder.num_image_tokens(text_encoder, slots)
+  batch = config.data.batch_size
+  rows = program.abstract_features(
+    module.config, batch, grid, tokens, (grid,) * references, mesh
+  )
+  category = jax.ShapeDtypeStruct(
+    (batch,), jnp.int32, sharding=sharding.batch_sharding(mesh)
+  )
+  whole = lora_task.on_mesh(
+    dmd_task.abstract_model(module), mmdit.SHARDING_RULES, mesh
+  )
+  frozen = {dmd_step.TEACHERS: [whole] * len(dmd_task.teacher_paths(config))}
+  if config.lora.rank:
+    frozen[dmd_step.BASE] = whole
+  return {
+    "condition": rows["condition"], "negative": rows["condition"],
+    "category_B": category, steps.FROZEN: frozen,
+  }  # fmt: skip
+
+
+def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
+  """Lowers the step of a distillation.
+
+  Args:
+    config: of a `dmd` stage. `config.init` may be any name: nothing is read.
+    mesh: over the devices of a topology.
+    references: reference images per sample, of the bucket's size.
+    platforms: what to lower for.
+
+  Returns:
+    `(lowered, facts)`: facts are plain values about what was lowered.
+
+  Raises:
+    InputError: as `dmd_task.check`.
+  """
+  dmd_task.check(config, mesh)
+  lora_config = adapter.from_config(config)
+  context = mmdit.PRESETS[config.model.preset].context_dim
+  z_dim = vae.PRESETS[config.vae.preset].z_dim
+  module = mmdit.MMDiT(build.mmdit_config(config.model, z_dim, context))
+  start, step = dmd_task.training(config, module, lora_config)
+  state = program.abstract_state(
+    dmd_task.trained(module, lora_config), start, dmd_task.rules(lora_config),
+    mesh,
+  )  # fmt: skip
+  features = abstract_features(config, module, references, mesh)
+  step = program.jit_step(step, program.shardings_of(state), mesh)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = jax.ShapeDtypeStruct(
+    key.shape, key.dtype, sharding=jax.NamedSharding(mesh, jax.P())
+  )
+  with jax.set_mesh(mesh):
+    lowered = step.trace(state, features, key).lower(
+      lowering_platforms=platforms
+    )
+  count = functools.partial(
+    jax.tree.reduce, lambda total, leaf: total + leaf.size, initializer=0
+  )
+  teachers = features[steps.FROZEN][dmd_step.TEACHERS]
+  return lowered, {
+    "parameters": count(state.fake),
+    "trained_parameters": count(state.params),
+    "teachers": len(teachers),
+    "references": references,
+    "global_batch": config.data.batch_size,
+    "batch_per_update": config.data.batch_size // (config.dmd.ratio + 1),
+    "mesh": dict(mesh.shape),
+    "remat": module.config.remat,
+  }

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs of distillation: what they write, exact resume, LoRA students.
+
+Slow: every run compiles samplers and a step of a dozen forward passes.
+"""
+
+import json
+import os
+import pathlib
+
+import dmd_workdir
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from data_pipelines.shapes.generate import Options, generate
+from experiments import pretrain
+from qi2_jax import convert, train
+from qi2_jax.errors import InputError
+from qi2_jax.pipeline import Pipeline
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  path = str(tmp_path_factory.mktemp("data") / "shapes")
+  generate(path, Options(t2i=16, edits=8, sizes=((64, 64),)), workers=1)
+  return path
+
+
+@pytest.fixture(scope="module")
+def base(data, tmp_path_factory, one_device):
+  """A teacher whose head does not stay at zero."""
+  path = str(tmp_path_factory.mktemp("base") / "pretrain")
+  config = pretrain.get_config("tiny")
+  config.data.path = data
+  config.data.buckets = ((64, 64),)
+  config.data.batch_size = 8
+  config.data.ti2i = 0.0
+  config.num_steps, config.ema_decay = 2, 0.0
+  config.preview_every = config.optimizer.warmup_steps = 0
+  config.optimizer.learning_rate = 0.05
+  assert train.train(config, path) == 0
+  return path
+
+
+def short(data, base, **fields):
+  """Three steps with a preview after each."""
+  config = dmd_workdir.config(**fields)
+  config.data.path, config.init, config.vae.path = data, base, base
+  config.data.ti2i = 0.0
+  config.num_steps, config.save_every = 3, 1
+  config.preview_every = fields.get("preview_every", 1)
+  config.optimizer.learning_rate = 0.01
+  return config
+
+
+@pytest.fixture(scope="module")
+def run(data, base, tmp_path_factory):
+  path = str(tmp_path_factory.mktemp("dmd") / "run")
+  assert train.train(short(data, base), path) == 0
+  return path
+
+
+def saved(path: str):
+  """Every array of the newest checkpoint, by path."""
+  steps = [int(s) for s in os.listdir(f"{path}/checkpoints") if s.isdigit()]
+  place = os.path.abspath(f"{path}/checkpoints/{max(steps)}/state")
+  with ocp.PyTreeCheckpointer() as reader:
+    tree = reader.restore(place)
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves}
+
+
+def test_a_run_writes_what_the_stage_promises(run, base):
+  rows = [
+    json.loads(line)
+    for line in pathlib.Path(run, "metrics.jsonl").read_text().splitlines()
+  ]
+  assert [r["step"] for r in rows] == [1, 2, 3]
+  names = {"loss", "fake_loss", "grad_norm", "fake_grad_norm", "gap_0", "gap_4"}
+  assert names <= rows[-1].keys()
+  assert all(np.isfinite(list(r.values())).all() for r in rows)
+  assert len(list(pathlib.Path(run, "samples").glob("*.png"))) == 3
+  arrays = saved(run)
+  for part in ("params", "ema", "opt_state", "fake", "fake_opt_state"):
+    moved = [v for k, v in arrays.items() if k.startswith(f"['{part}']")]
+    assert any(np.any(v) for v in moved) and len(moved) > 10
+  counts = [int(v) for k, v in arrays.items() if k.endswith("['count']")]
+  assert set(counts) == {3}
+  (record,) = json.loads(pathlib.Path(run, "teachers.json").read_text())
+  assert record["path"] == base and record["step"] == 2
+
+
+def test_the_best_weights_are_a_workdir(run):
+  folder = os.path.join(run, "best")
+  record = json.loads(pathlib.Path(folder, "best.json").read_text())
+  kept = os.listdir(os.path.join(folder, "checkpoints"))
+  assert kept == [str(record["step"])]
+  for path in (folder, run):
+    pipeline = Pipeline.load(path)
+    assert pipeline.sampling.sigmas == dmd_workdir.SIGMAS
+    assert pipeline.sampling.shift is None and pipeline.sampling.guidance == 1
+  (image,) = pipeline(["a red circle"], height=64, width=64)
+  assert image.shape == (64, 64, 4)
+  with pytest.raises(InputError, match="its own 4 noise levels"):
+    pipeline.sampling_with(steps=8)
+
+
+class Killed(Exception):
+  """Stands for a power cut."""
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_resume_is_bit_identical(
+  lora_rank, data, base, run, tmp_path, monkeypatch
+):
+  """Both models, both optimizers, the running gaps."""
+  fields = {"lora.rank": lora_rank, "preview_every": 0}
+  whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
+  config = short(data, base, **fields)
+  if lora_rank:
+    assert train.train(config, whole) == 0
+  else:
+    whole = run
+  original = train.Loader.iterate
+
+  def dying(self, start_step=0):
+    for i, batch in enumerate(original(self, start_step), start_step):
+      if i == 2:
+        raise Killed
+      yield batch
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train.Loader, "iterate", dying)
+    with pytest.raises(Killed):
+      train.train(config, broken)
+  if not lora_rank:
+    config = short(data, base)
+    pathlib.Path(broken, "config.json").write_text(config.to_json())
+  assert train.train(config, broken) == 0
+  expected, actual = saved(whole), saved(broken)
+  assert expected.keys() == actual.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(actual[name], value, err_msg=name)
+  if lora_rank:
+    check_adapter(base, whole, tmp_path)
+
+
+def check_adapter(base, run, tmp_path):
+  """The LoRA student as an adapter makes the image of its run."""
+  path = str(tmp_path / "student.safetensors")
+  convert.export_model(run, path)
+  student = Pipeline.load(run)
+  merged = Pipeline.load(base).with_loras([path])
+  kernel = ("blocks", "mlp", "out", "kernel")
+  trees = (p.params for p in (student, merged, Pipeline.load(base)))
+  ours, theirs, before = (tree_at(tree, kernel) for tree in trees)
+  np.testing.assert_allclose(theirs, ours, atol=1e-6)
+  assert np.abs(np.asarray(ours) - before).max() > 1e-5
+  names = [n for n in saved(run) if n.startswith("['params']")]
+  assert names and all(n.endswith(("['a']", "['b']")) for n in names)
+
+
+def tree_at(tree, names):
+  for name in names:
+    tree = tree[name]
+  return tree
