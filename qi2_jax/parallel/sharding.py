@@ -51,7 +51,8 @@ def spec_for(
   cannot be split over 8 chips); everything else is as the table says.
 
   Raises:
-    InputError: no rule matches, or the rule has more axes than the array.
+    InputError: no rule matches, or the rule has more axes than the array,
+      an axis twice or one that the mesh has not.
   """
   for pattern, axes in rules:
     if not re.fullmatch(pattern, name):
@@ -60,6 +61,12 @@ def spec_for(
       raise InputError(
         f"sharding rule {pattern!r} has {len(axes)} axes but parameter "
         f"{name} has shape {tuple(shape)}; fix the rule table."
+      )
+    named = [axis for axis in axes if axis is not None]
+    if len(set(named)) < len(named) or not set(named) <= set(mesh.shape):
+      raise InputError(
+        f"sharding rule {pattern!r} gives parameter {name} the mesh axes "
+        f"{tuple(axes)}; use each of {list(mesh.shape)} at most once."
       )
     padded = (None,) * (len(shape) - len(axes)) + tuple(axes)
     fitted = [
