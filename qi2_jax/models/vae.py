@@ -34,6 +34,7 @@ class VAEConfig:
     temporal_downsample: per downsampling level; fixes the shortcut's form.
     carry_temporal: declare the unused `time_conv` arrays of the public file.
     dtype: compute dtype; parameters stay fp32.
+    remat: recompute each block of a level in the backward pass.
   """
 
   image_channels: int = 4
@@ -46,6 +47,7 @@ class VAEConfig:
   temporal_downsample: tuple[bool, ...] = (False, True, True, True)
   carry_temporal: bool = True
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @property
   def factor(self) -> int:
@@ -70,6 +72,10 @@ def _conv3(features: int, config: VAEConfig) -> nn.Conv:
   return nn.Conv(features, (3, 3), padding=1, dtype=config.dtype)
 
 
+def _block(block, config: VAEConfig):
+  return nn.remat(block) if config.remat else block
+
+
 class Encoder(nn.Module):
   """`[B, H, W, C]` -> moments `[B, h, w, 2Z]` before the 1x1 head.
 
@@ -85,7 +91,7 @@ class Encoder(nn.Module):
     last = len(cfg.dim_mult) - 1
     self.conv_in = _conv3(cfg.base_dim, cfg)
     self.down = [
-      vae_blocks.DownBlock(
+      _block(vae_blocks.DownBlock, cfg)(
         cfg.base_dim * mult, cfg.num_res_blocks, down=i != last,
         temporal=i != last and cfg.temporal_downsample[i],
         carry_temporal=cfg.carry_temporal, dtype=cfg.dtype,
@@ -133,7 +139,7 @@ class Decoder(nn.Module):
     self.conv_in = _conv3(dims[0], cfg)
     self.mid = vae_blocks.MidBlock(cfg.dtype)
     self.up = [
-      vae_blocks.UpBlock(
+      _block(vae_blocks.UpBlock, cfg)(
         dim, cfg.num_res_blocks, up=i != last,
         temporal=i != last and temporal[i],
         carry_temporal=cfg.carry_temporal, dtype=cfg.dtype,

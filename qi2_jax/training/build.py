@@ -17,7 +17,8 @@ from qi2_jax.models import kernels, mmdit, qwen3_vl, vae
 from qi2_jax.parallel.sharding import tree_shardings
 
 
-def _preset(presets: dict, name: str, what: str):
+def preset(presets: dict, name: str, what: str):
+  """The preset `name`; raises InputError if there is none."""
   if name not in presets:
     raise InputError(
       f"{what} preset {name!r} is unknown; use one of {sorted(presets)}."
@@ -42,7 +43,7 @@ def mmdit_config(
     InputError: unknown preset or variant value, or a kernel of another
       platform.
   """
-  base = _preset(mmdit.PRESETS, config.preset, "model")
+  base = preset(mmdit.PRESETS, config.preset, "model")
   fields = {
     name: config[name]
     for name in ("remat", "attention", "condition_time", "modulation", "gate")
@@ -83,12 +84,15 @@ def with_kernel(
 
 
 def new_vae(config) -> vae.VAE:
-  """A VAE module to train from `config.vae`: preset, dtype.
+  """A VAE module to train from `config.vae`: preset, dtype, remat.
 
   Temporal kernels are left out: there are none to carry from scratch.
   """
-  base = _preset(vae.PRESETS, config.preset, "vae")
-  base = dataclasses.replace(base, carry_temporal=False)
+  base = preset(vae.PRESETS, config.preset, "vae")
+  # Configs of older runs have no remat.
+  base = dataclasses.replace(
+    base, carry_temporal=False, remat=bool(config.get("remat"))
+  )
   if config.dtype is not None:
     base = dataclasses.replace(base, dtype=jnp.dtype(config.dtype))
   return vae.VAE(base)

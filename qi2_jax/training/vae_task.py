@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The task of training the VAE."""
 
+import os
 from collections.abc import Sequence
 
 import jax
@@ -14,14 +15,58 @@ from qi2_jax.models import vae
 from qi2_jax.objectives.vae import latent_statistics
 from qi2_jax.parallel import distributed
 from qi2_jax.parallel.sharding import put_batch
-from qi2_jax.training import adapter, build, program, steps
+from qi2_jax.training import (
+  adapter,
+  build,
+  checkpoints,
+  program,
+  steps,
+  vae_build,
+  vae_state,
+)
 from qi2_jax.training.task import Sample, Task
 
 
+def source(config) -> dict:
+  """What a run keeps of the VAE folder that it starts from.
+
+  The temporal kernels (`carried`), if the folder has them, so that an export
+  is as complete as the original; and the latent statistics, unless the
+  encoder is trained and changes them. A workdir without a finished VAE has
+  neither.
+
+  Raises:
+    InputError: `config.init` is gone or holds no VAE. A run needs it to its
+      end.
+  """
+  path = config.init
+  if not path or (
+    checkpoints.has_checkpoint(path)
+    and not os.path.isdir(os.path.join(path, "vae"))
+  ):
+    return {}
+  _, variables = model_folder.load_vae(path)
+  names = ["carried"]
+  if config.get("trainable") == "decoder":
+    names.append("latent_stats")
+  return distributed.to_host({n: variables[n] for n in names if n in variables})
+
+
+def training(config, module, mesh):
+  """`(params -> state, step, frozen features)` of a run."""
+  if vae_build.is_plain(config):
+    loss = steps.vae_loss_fn(module, smoothing=config.l1_smoothing)
+    return *program.gradient_training(config, loss), {}
+  made, frozen = vae_build.recipe(config, module, mesh)
+  return *vae_build.training(config, made), {steps.FROZEN: frozen}
+
+
 def vae_task(config, workdir: str, mesh) -> Task:
-  """Reconstruction training of the VAE."""
+  """Training of the VAE: L1 alone, or the recipe of `config.loss`."""
   adapter.from_config(config)  # refuses a LoRA
   module = build.new_vae(config.vae)
+  kept = source(config)
+  start, step, frozen = training(config, module, mesh)
 
   def init(key):
     return vae.init_variables(module, key)["params"]
@@ -56,19 +101,17 @@ def vae_task(config, workdir: str, mesh) -> Task:
     moments = distributed.to_host(moments)
     mean, square = (np.mean([m[i] for m in moments], axis=0) for i in (0, 1))
     std = np.sqrt(np.maximum(square - mean**2, 1e-12))
-    params = distributed.to_host(ema)
     variables = {
-      "params": params, "latent_stats": {"mean": mean, "std": std},
-    }  # fmt: skip
+      "params": distributed.to_host(ema),
+      "latent_stats": {"mean": mean, "std": std},
+    }
     path = f"{workdir}/vae"
     distributed.on_first(
-      lambda: model_folder.save_vae(path, module.config, variables)
+      lambda: model_folder.save_vae(path, module.config, variables | kept)
     )
     logging.info("wrote the VAE and its latent statistics to %s", path)
 
-  loss = steps.vae_loss_fn(module, smoothing=config.l1_smoothing)
-  start, step = program.gradient_training(config, loss)
   return Task(
-    init, start, vae.SHARDING_RULES, transform, lambda _, batch: encode(batch),
-    step, preview, finish,
+    init, start, vae_state.SHARDING_RULES, transform,
+    lambda _, batch: encode(batch) | frozen, step, preview, finish,
   )  # fmt: skip

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 from qi2_jax.errors import InputError
 from qi2_jax.interop import model_folder
-from qi2_jax.models import lora
-from qi2_jax.parallel import distributed
+from qi2_jax.models import lora, vae
+from qi2_jax.parallel import distributed, sharding
 from qi2_jax.training import adapter, checkpoints
 
 _BASE_FILE = "base.json"
@@ -41,7 +41,7 @@ class Base:
 
 
 def initial_params(path: str, abstract, step: int | None = None):
-  """EMA weights of a workdir, or the MMDiT of a pipeline folder.
+  """EMA weights of a workdir, or the model of a folder.
 
   Args:
     path: `config.init`. Of a LoRA run come the merged weights.
@@ -56,6 +56,8 @@ def initial_params(path: str, abstract, step: int | None = None):
 
 def _initial(path: str, abstract, step: int | None):
   """`(params, step)` as `initial_params`; of a folder the step is None."""
+  if "encoder" in abstract and not checkpoints.has_checkpoint(path):
+    return _vae_params(path, abstract), None
   if model_folder.is_pipeline_folder(path):
     return _folder_params(path, abstract), None
   source = checkpoints.CheckpointStore(path, read_only=True)
@@ -75,6 +77,18 @@ def _folder_params(path: str, abstract):
   )  # fmt: skip
   logging.info("starting from the transformer of %s", path)
   return params
+
+
+def _vae_params(path: str, abstract):
+  """The VAE of its own or of a pipeline folder."""
+  mesh = jax.tree.leaves(abstract)[0].sharding.mesh
+  _, variables = model_folder.load_vae(
+    path, dtype=jnp.float32,
+    shardings=lambda t: sharding.tree_shardings(t, vae.SHARDING_RULES, mesh),
+  )  # fmt: skip
+  checkpoints.check_same_tree(variables["params"], abstract, path)
+  logging.info("starting from the VAE of %s", path)
+  return variables["params"]
 
 
 def _read(path: str, store, step: int | None, read: Callable):

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two losses of the VAE's recipe and their schedules.
+
+    total = l1 L1 + lpips LPIPS + kl KL + align w (cosine + distance)
+
+with L1 on all channels, LPIPS and alignment on RGB over a flat background,
+and VA-VAE's adaptive weight w. Every factor and margin is a schedule in
+steps. The posterior mean is decoded, without noise, so `kl` is a penalty on
+the moments and no variational bound; it is off by default.
+
+Shapes: B batch, H, W pixels, C channels, h, w latents, Z latent channels, D
+width of the features.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from qi2_jax.errors import InputError
+from qi2_jax.models import dinov2 as dinov2_model
+from qi2_jax.models.dinov2 import DINOv2
+from qi2_jax.models.lpips import LPIPS
+from qi2_jax.models.vae import VAE, identity_stats
+from qi2_jax.objectives import alignment, vae
+
+SCHEDULES = (
+  "l1", "lpips", "align", "kl", "margin_cosine", "margin_distance",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+  """The modules of the losses; a module is None where its weight stays 0.
+
+  Attributes:
+    vae: what is trained.
+    lpips: frozen, its parameters are features under `FROZEN`.
+    dinov2: likewise, cut after the layer that latents align to.
+    smoothing: width of the L1's round bottom.
+    background: grey level in [-1, 1] behind RGBA.
+    kl: whether the KL is ever weighed.
+    remat: recompute LPIPS in the backward pass.
+  """
+
+  vae: VAE
+  lpips: LPIPS | None
+  dinov2: DINOv2 | None
+  smoothing: float
+  background: float
+  kl: bool
+  remat: bool
+
+
+def schedules(config) -> dict[str, Callable]:
+  """`config.loss` as functions of the step.
+
+  Raises:
+    InputError: a schedule is malformed; the sentence names it.
+  """
+  out = {}
+  for name in SCHEDULES:
+    try:
+      out[name] = vae.piecewise_linear(config[name])
+    except (InputError, TypeError, ValueError) as error:
+      raise InputError(
+        f"config.loss.{name}={config[name]!r}: {error} Write "
+        "((step, value), ...)."
+      ) from error
+    if min(value for _, value in config[name]) < 0:
+      raise InputError(
+        f"config.loss.{name}={config[name]!r} has a negative value; use 0 to "
+        "switch a term off."
+      )
+  return out
+
+
+def used(config, name: str) -> bool:
+  """Whether a schedule of `config.loss` is ever above zero."""
+  return any(value > 0 for _, value in config[name])
+
+
+def encode(nets: Networks, params, image_BHWC) -> tuple[jax.Array, jax.Array]:
+  """Posterior mean and log variance in fp32, `[B, h, w, Z]` each."""
+  mean, logvar = nets.vae.apply(
+    _variables(nets, params), image_BHWC, method="moments"
+  )
+  return mean.astype(jnp.float32), logvar.astype(jnp.float32)
+
+
+def _variables(nets: Networks, params) -> dict:
+  stats = identity_stats(nets.vae.config.z_dim)
+  return {"params": params, "latent_stats": stats}
+
+
+def reconstruction(
+  nets: Networks, frozen: dict, values: dict, params, moments, image_BHWC
+) -> tuple[jax.Array, dict]:
+  """Loss of the decoded mean, and its parts.
+
+  Args:
+    nets: see `Networks`.
+    frozen: parameters by network.
+    values: of the schedules at this step.
+    params: of the VAE.
+    moments: of `encode`.
+    image_BHWC: in [-1, 1].
+
+  Returns:
+    `(fp32 scalar, metrics)`.
+  """
+  mean, logvar = moments
+  out = nets.vae.apply(_variables(nets, params), mean, method="decode_raw")
+  out = out.astype(jnp.float32)
+  l1 = vae.smooth_l1(out, image_BHWC, nets.smoothing).mean()
+  mse = jnp.mean(jnp.square(jnp.clip(out, -1, 1) - image_BHWC))
+  metrics = {"l1": l1, "psnr": 10.0 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))}
+  total = values["l1"] * l1
+  if nets.lpips is not None:
+    perceptual = _lpips(nets, frozen["lpips"], out, image_BHWC)
+    total += values["lpips"] * perceptual
+    metrics["lpips"] = perceptual
+  if nets.kl:
+    divergence = vae.kl(mean, logvar).mean()
+    total += values["kl"] * divergence
+    metrics["kl"] = divergence
+  return total, metrics
+
+
+def _lpips(nets: Networks, params, out_BHWC, image_BHWC) -> jax.Array:
+  def distance(out, image):
+    a, b = (vae.over_background(x, nets.background) for x in (out, image))
+    return nets.lpips.apply({"params": params}, a, b).mean()
+
+  if nets.remat:
+    distance = jax.checkpoint(distance)
+  return distance(out_BHWC, image_BHWC)
+
+
+def features(nets: Networks, frozen: dict, image_BHWC, grid) -> jax.Array:
+  """What latents align to, on their token grid: fp32 `[B, *grid, D]`."""
+  rgb = vae.over_background(image_BHWC, nets.background)
+  patch = nets.dinov2.config.patch_size
+  view = dinov2_model.preprocess(rgb, grid, patch)
+  out = nets.dinov2.apply({"params": frozen["dinov2"]}, view)
+  return jax.lax.stop_gradient(out.astype(jnp.float32))
+
+
+def semantic(
+  nets: Networks, frozen: dict, values: dict, projection: dict, mean_BhwZ,
+  image_BHWC,
+) -> tuple[jax.Array, dict]:  # fmt: skip
+  """Unweighted alignment loss, and its parts.
+
+  The grid has at most 32 x 32 tokens, 448 px of DINOv2; larger latents are
+  pooled to it and larger images shrunk.
+
+  Args:
+    nets: see `Networks`.
+    frozen: parameters by network.
+    values: of the schedules at this step.
+    projection: of the state.
+    mean_BhwZ: latents.
+    image_BHWC: in [-1, 1].
+
+  Returns:
+    `(fp32 scalar, metrics)`.
+  """
+  grid = alignment.aligned_grid(*mean_BhwZ.shape[1:3])
+  target = features(nets, frozen, image_BHWC, grid)
+  pooled = alignment.pool_grid(mean_BhwZ, grid)
+  projected = pooled @ projection["projection_ZD"]
+  cosine = alignment.marginal_cosine(
+    projected, target, values["margin_cosine"]
+  ).mean()
+  distance = alignment.marginal_distance(
+    projected, target, values["margin_distance"]
+  ).mean()
+  return cosine + distance, {
+    "align_cosine": cosine, "align_distance": distance,
+  }  # fmt: skip
