@@ -46,8 +46,12 @@ _SEARCH_MESHES = (
 )  # fmt: skip
 
 
-def topology_devices(topology: str):
+def topology_devices(topology: str, slices: int = 1):
   """The devices of a pod that is not there, e.g. `v5p:4x4x4`.
+
+  Args:
+    topology: of one slice.
+    slices: number of them.
 
   Raises:
     InputError: unknown chip or shape, or libtpu is not installed.
@@ -65,7 +69,9 @@ def topology_devices(topology: str):
   # No chip is used, so nobody has to wait for one.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   try:
-    return topologies.get_topology_desc(topology, "tpu").devices
+    return topologies.get_topology_desc(
+      topology, "tpu", num_slices=slices
+    ).devices
   except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
     raise InputError(
       f"topology {topology!r} is unknown to libtpu "
@@ -73,15 +79,15 @@ def topology_devices(topology: str):
     ) from error
 
 
-def with_batch_per_chip(config, batch_per_chip: int, devices: int):
+def with_batch_per_chip(config, batch_per_chip: float, devices: int):
   """A copy of `config` that accumulates microbatches of that size.
 
   Raises:
     InputError: the global batch does not divide.
   """
   config = copy.deepcopy(config)
-  micro, total = batch_per_chip * devices, config.data.batch_size
-  if batch_per_chip < 1 or total % micro:
+  micro, total = round(batch_per_chip * devices), config.data.batch_size
+  if micro < 1 or micro != batch_per_chip * devices or total % micro:
     raise InputError(
       f"a batch of {total} does not divide into microbatches of "
       f"{batch_per_chip} per chip on {devices} chips; change --batch_per_chip "
@@ -93,7 +99,9 @@ def with_batch_per_chip(config, batch_per_chip: int, devices: int):
 
 def compile_step(lowered, production: bool):
   """Compiles; returns `(compiled, None)`, or `(None, message)` out of HBM."""
-  options = None if production else {"exec_time_optimization_effort": -1.0}
+  options = dict(program.COMPILER_OPTIONS["tpu"])
+  if not production:
+    options["exec_time_optimization_effort"] = -1.0
   try:
     return lowered.compile(options), None
   except jax.errors.JaxRuntimeError as error:
@@ -143,6 +151,7 @@ def plan(
   report = {
     "topology": topology,
     "chips": mesh.size,
+    "slices": len({getattr(d, "slice_index", 0) for d in devices}),
     **facts,
     "compiler": "production" if production else "exec_time effort -1",
     "versions": {n: _version(n) for n in ("jax", "libtpu")},
@@ -275,9 +284,12 @@ def _define_flags():
     "config", None, "Config file, e.g. experiments/pretrain.py:512."
   )
   flags.DEFINE_string("topology", None, "E.g. v5p:4x4x4, v5e:16x16, v6e:16x16.")
-  flags.DEFINE_integer(
-    "batch_per_chip", None, "Samples per chip and microbatch; accumulates."
-  )
+  flags.DEFINE_float(
+    "batch_per_chip", None,
+    "Samples per chip and microbatch; accumulates. Below 1 where chips share "
+    "samples (mesh.seq, mesh.tensor).",
+  )  # fmt: skip
+  flags.DEFINE_integer("slices", 1, "Slices of the topology, joined by DCN.")
   flags.DEFINE_integer("references", 0, "Reference images per sample.")
   flags.DEFINE_string("json", None, "File for the plan; a list with --search.")
   flags.DEFINE_bool("search", False, "Try meshes, microbatches and remat.")
@@ -292,7 +304,7 @@ def main() -> int:
   jax.config.update("jax_enable_compilation_cache", False)
   jax.config.update("jax_platforms", "cpu")
   program.check_plannable(f.config)
-  devices = topology_devices(f.topology)
+  devices = topology_devices(f.topology, f.slices)
   options = {"references": f.references, "production": f.production}
   if f.search:
     plans = search(f.config, f.topology, devices, **options)

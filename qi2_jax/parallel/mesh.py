@@ -51,11 +51,29 @@ def create_mesh(spec: Mapping[str, int], devices=None) -> Mesh:
   """Builds the mesh over `devices` (default: all of them).
 
   Hardware order comes from `mesh_utils`, which keeps neighbours on the fast
-  links. Axes are `Auto`: shardings are constraints for the partitioner.
+  links. Of several slices (TPU pods joined by the data-centre network) each
+  holds whole fsdp, seq and tensor axes; only the data axis crosses them. Axes
+  are `Auto`: shardings are constraints for the partitioner.
+
+  Raises:
+    InputError: the sizes do not fill the devices, or the data axis does not
+      divide over the slices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = axis_sizes(spec, len(devices))
-  grid = mesh_utils.create_device_mesh(
-    sizes, devices, allow_split_physical_axes=True
-  )
+  slices = len({getattr(d, "slice_index", 0) for d in devices})
+  if sizes[0] % slices:
+    raise InputError(
+      f"the mesh has data={sizes[0]} but the devices are {slices} slices; set "
+      "config.mesh.data to a multiple of that."
+    )
+  if slices == 1:
+    grid = mesh_utils.create_device_mesh(
+      sizes, devices, allow_split_physical_axes=True
+    )
+  else:
+    grid = mesh_utils.create_hybrid_device_mesh(
+      (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1), devices,
+      allow_split_physical_axes=True,
+    )  # fmt: skip
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

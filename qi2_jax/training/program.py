@@ -25,6 +25,13 @@ from qi2_jax.parallel import sharding
 from qi2_jax.training import build, health, optimizer, state, steps
 
 Grid = tuple[int, int]
+# Compiler options by platform. Without this one libtpu sums whole gradients
+# on every chip as soon as more than 32 share them; with it each product of a
+# gradient hands partial sums around a ring, which is a reduce-scatter that
+# overlaps with the product (docs/scale.md).
+COMPILER_OPTIONS = {
+  "tpu": {"xla_tpu_reduce_scatter_collective_matmul_mode": "post_spmd"},
+}
 
 
 def gradient_training(config, loss: steps.Loss) -> tuple[Callable, Callable]:
@@ -94,7 +101,10 @@ def jit_step(step: Callable, shardings, mesh):
     rows = jax.lax.with_sharding_constraint(rows, by_batch)
     return step(train_state, rows | frozen, key)
 
-  return jax.jit(pinned, donate_argnums=0, out_shardings=(shardings, None))
+  return jax.jit(
+    pinned, donate_argnums=0, out_shardings=(shardings, None),
+    compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].platform),
+  )  # fmt: skip
 
 
 def flow_loss(config, module: mmdit.MMDiT) -> steps.Loss:

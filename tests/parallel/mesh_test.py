@@ -48,3 +48,22 @@ def test_a_mesh_takes_the_devices_it_is_given():
   mesh = create_mesh({"fsdp": 2, "data": -1}, jax.devices()[:4])
   assert mesh.devices.shape == (2, 2, 1, 1)
   assert len(np.unique([d.id for d in mesh.devices.flat])) == 4
+
+
+class Chip:
+  """A chip of a slice, as far as a mesh looks at it."""
+
+  platform, device_kind, process_index = "tpu", "made up", 0
+
+  def __init__(self, number, per_slice):
+    self.id, self.slice_index = number, number // per_slice
+    self.coords, self.core_on_chip = (number % per_slice, 0, 0), 0
+
+
+def test_only_the_data_axis_crosses_slices():
+  chips = [Chip(i, 4) for i in range(8)]
+  mesh = create_mesh({"data": 4, "fsdp": 2}, chips)
+  slices = [{d.slice_index for d in mesh.devices[i].flat} for i in range(4)]
+  assert slices == [{0}, {0}, {1}, {1}]
+  with pytest.raises(InputError, match="data=1 but the devices are 2 slices"):
+    create_mesh({"fsdp": 8}, chips)
