@@ -65,7 +65,8 @@ def base_config():
 
   config.data = ConfigDict(
     dict(
-      # Dataset folders, comma separated; empty: shapes are rendered.
+      # Dataset folders or feature caches (python -m qi2_jax.cache), comma
+      # separated; empty: shapes are rendered.
       path="",
       batch_size=256,  # global
       # (height, width) in pixels, of targets and references.

@@ -14,8 +14,9 @@ config.json, metrics.jsonl, samples/*.png and tensorboard/; profile/ on request
 Exit status, for launchers:
 
     0          all steps are done
-    143, 130   stopped by SIGTERM or Ctrl-C (128 + signal); what was trained is
-               saved and the same command goes on: restart it
+    143        stopped by SIGTERM; what was trained is saved and the same
+               command goes on: restart it
+    130        the same after Ctrl-C; somebody wanted it to stop
     2          bad input, a run that diverged, a full disk: one sentence says
                what to change; a restart alone would not help
     other      a crash; the same command goes on from the newest checkpoint

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Planning a step for a pod: same step as training, true numbers, bad input."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -8,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import pretrain, vae
+from experiments import continual, pretrain, vae
 from qi2_jax import aot
 from qi2_jax.errors import InputError
+from qi2_jax.models import mmdit
 from qi2_jax.models import vae as vae_model
 from qi2_jax.parallel import chips, hlo, hlo_costs
 from qi2_jax.parallel.mesh import create_mesh
@@ -103,6 +105,8 @@ def test_microbatches_of_a_batch_per_chip():
   for bad in (3, 0, 16):
     with pytest.raises(InputError, match="microbatches of"):
       aot.with_batch_per_chip(config, bad, 8)
+  # Chips of a seq axis share samples.
+  assert aot.with_batch_per_chip(config, 0.25, 8).optimizer.accumulate == 32
 
 
 def test_a_search_ranks_what_fits_and_survives_ctrl_c(monkeypatch):
@@ -192,6 +196,35 @@ def test_a_step_that_does_not_fit_says_how_much_it_wants(libtpu):
   assert not made["fits"]
   assert made["hbm_gib_per_chip"] > 15.75
   assert "does not fit" in aot.describe(made)
+
+
+@pytest.mark.slow
+def test_full_width_has_no_square_and_no_whole_gradient(libtpu, monkeypatch):
+  """Two layers of full width on 64 chips: gradients go round in rings."""
+  model = mmdit.PRESETS["qwen_image_2_1"]
+  model = dataclasses.replace(model, num_layers=2)
+  monkeypatch.setitem(mmdit.PRESETS, "qwen_image_2_1", model)
+  config = continual.get_config("1024")
+  config.data.batch_size = 64
+  devices = aot.topology_devices("v5e:8x8")
+  mesh = create_mesh(config.mesh.to_dict(), devices)
+  lowered, facts = program.lower_step(config, mesh)
+  assert facts["kernel"] == "splash"
+  compiled, _ = aot.compile_step(lowered, production=False)
+  module = hlo.parse(compiled.as_text())
+  target = facts["tokens"]["target"]
+  square = [
+    str(array)
+    for array in hlo_costs.largest_buffers(module, 200)
+    if sum(d >= target for d in array.dims) > 1
+    # Weights of 4096 x 12288 and 4096 x 16384 are no square of 4144 tokens.
+    and not {4096, 12288, 16384} & set(array.dims)
+  ]
+  assert square == []
+  moved = hlo_costs.collectives(module)
+  gradients = 2 * facts["parameters"]
+  assert moved["collective-permute"]["bytes"] > 0.5 * gradients
+  assert moved["all-reduce"]["bytes"] < 0.1 * gradients
 
 
 @pytest.mark.slow
