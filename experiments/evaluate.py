@@ -6,8 +6,10 @@
 
 Variants: `shapes` (100 samples per kind and split, half-width of the 95 %
 intervals at most 0.10; a few minutes on 2 CPU cores), `demo` (fewer edits
-and reference samples), `tiny` (4 samples each, a smoke test) and `captions`
-(needs --data: samples beside the images of a dataset folder).
+and reference samples), `tiny` (4 samples each, a smoke test), `captions`
+(needs --data: samples beside the images of a dataset folder) and `vae` (the
+model is a VAE or several, comma-separated; needs --data, a dataset or a
+folder of images).
 """
 
 from ml_collections import ConfigDict
@@ -64,6 +66,31 @@ def _captions():
   return config
 
 
+def _vae():
+  config = ConfigDict()
+  config.what = "vae"
+  config.seed = 0
+  config.count = 0  # images; 0: all
+  # (height, width) they are cropped and resized to; (): as they are.
+  config.size = ()
+  config.batch_size = 8
+  config.untrained = False  # one more row: random weights of the last model
+  # "rapidocr" or "tesseract", if installed; "shapes": the rendered task's own
+  # reader; "none".
+  config.ocr = "none"
+  # Local files, see experiments/vae.py; without them there is no LPIPS.
+  config.lpips = ConfigDict(
+    dict(
+      vgg="",
+      linear="",
+      random_features=False,
+      widths=(64, 128, 256, 512, 512),
+    )
+  )
+  config.pictures = 12  # the worst, in the report
+  return config
+
+
 def get_config(arg="shapes"):
   """Config of an evaluation; see the module docstring for variants."""
   variants = {
@@ -71,5 +98,6 @@ def get_config(arg="shapes"):
     "demo": _demo,
     "tiny": _tiny,
     "captions": _captions,
+    "vae": _vae,
   }
   return common.choose(arg, variants)()

@@ -13,6 +13,8 @@ per_sample.csv, images/ and report.html into --out.
 
 Prompts and noise of a sample depend on config.seed, its kind, its split and
 its number alone: neither the batch size nor other samples change it.
+
+With --config=experiments/evaluate.py:vae VAEs are scored, see `evaluate_vae`.
 """
 
 import dataclasses
@@ -35,7 +37,7 @@ from data_pipelines.records import open_dataset
 from data_pipelines.shapes import checker, edits, prompts
 from data_pipelines.shapes import vocabulary as vocab
 from data_pipelines.shapes.render import render
-from qi2_jax import cli
+from qi2_jax import cli, evaluate_vae
 from qi2_jax.conditioning.conditioner import to_uint8
 from qi2_jax.errors import InputError
 from qi2_jax.evaluation import environment, report, sections, store, suite
@@ -329,19 +331,23 @@ def _plain(sampling: SamplingConfig) -> dict[str, Any]:
 
 
 def _define_flags() -> None:
-  flags.DEFINE_string("model", None, "Workdir of a pretrain or sft run.")
+  flags.DEFINE_string(
+    "model", None, "Workdir of a pretrain or sft run; VAEs for :vae."
+  )
   config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. experiments/evaluate.py:shapes."
   )
   flags.DEFINE_string("out", "", "Folder to write; default: MODEL/evaluation.")
-  flags.DEFINE_string("data", None, "Dataset folder, for :captions.")
+  flags.DEFINE_string("data", None, "Dataset folder, for :captions and :vae.")
   flags.mark_flags_as_required(["model", "config"])
 
 
 def main() -> int:
   """Entry point."""
   values = flags.FLAGS
-  run(values.model, values.config, values.out, values.data)
+  of_vae = values.config.get("what") == "vae"
+  score = evaluate_vae.run if of_vae else run
+  score(values.model, values.config, values.out, values.data)
   return 0
 
 
