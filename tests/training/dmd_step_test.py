@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from qi2_jax.flow import backward_simulation
 from qi2_jax.objectives import dmd
 from qi2_jax.training import checkpoints, dmd_state, dmd_step, health, steps
 
@@ -335,6 +336,22 @@ def test_eight_gaussians_in_four_steps(seed):
   student = dmd_toy.distil(toy_teacher(), seed, count=1000)
   distance, inside, smallest = dmd_toy.judge(dmd_toy.few_steps(student))
   print(f"seed {seed}: {distance:.4f} {inside:.3f} {smallest:.2f}")
+  assert distance <= 0.025 and inside >= 0.95 and smallest >= 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps_", [1, 2, 8])
+def test_other_grids(steps_):
+  """Two steps need the last one trained more often: `step_weights`."""
+  sigmas = backward_simulation.grid(steps_)
+  student = dmd_toy.distil(
+    toy_teacher(), 0, 1000, sigmas=sigmas,
+    step_weights=(1.0,) * (steps_ - 1) + (4.0,),
+    teacher_weights_MKC=np.ones((1, steps_, 2), np.float32),
+  )  # fmt: skip
+  x = dmd_toy.few_steps(student, sigmas)
+  distance, inside, smallest = dmd_toy.judge(x)
+  print(f"{steps_} steps: {distance:.4f} {inside:.3f} {smallest:.2f}")
   assert distance <= 0.025 and inside >= 0.95 and smallest >= 0.6
 
 

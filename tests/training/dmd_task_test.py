@@ -92,7 +92,7 @@ def test_the_distance_is_that_of_samples_of_one_prompt():
   (_, slow, theirs), (_, fast, ours), *_ = asked
   assert [a[0] for a in asked].count(0.0) == 3  # the teacher's are made once
   assert not set(ours) & set(theirs)
-  assert slow.steps == 2 and slow.guidance == 3.0 and slow.sigmas is None
+  assert slow.steps == 2 and slow.guidance == 5.0 and slow.sigmas is None
   assert fast.sigmas == dmd_workdir.SIGMAS and fast.guidance == 1.0
 
 
@@ -301,3 +301,28 @@ def test_the_toy_config_is_complete():
   made = dmd_task.settings(dmd_workdir.config())
   assert made.sigmas == dmd_toy.SIGMAS == dmd_workdir.SIGMAS
   assert made.teacher_weights_MKC.shape == (1, 4, 2)
+
+
+@pytest.mark.parametrize("name", ["qwen_image_2_1", "qwen_image_2_1_lora"])
+def test_full_variants_have_lightnings_numbers(name):
+  """Those that its author has made known; the rest is ours."""
+  config = dmd_config.get_config(name)
+  config.init = "teacher"
+  made = dmd_task.settings(config)
+  assert made.sigmas == (1.0, 0.9, 0.75, 0.5) and made.ratio == 5
+  assert config.data.batch_size == (made.ratio + 1) * 64
+  for part in (config.optimizer, config.dmd.fake_optimizer):
+    assert (part.b1, part.b2, part.weight_decay) == (0.0, 0.999, 0.01)
+    assert part.clip_norm == 1.0
+  assert config.dmd.fake_optimizer.learning_rate == 4e-7
+  assert made.guidance == 4.0 and made.weight == "x0_norm"
+  assert made.times.kind == "logit_normal" and not made.decoupled
+  assert config.data.t2i == config.data.ti2i == 0.5
+  if name.endswith("lora"):
+    assert (config.lora.rank, config.lora.alpha) == (64, 8.0)
+    assert config.optimizer.learning_rate == 5e-5
+  else:
+    assert config.lora.rank == 0
+  assert json.loads(json.dumps(config.to_dict()))
+  with pytest.raises(ValueError, match="use one of"):
+    dmd_config.get_config("nonsense")

@@ -62,7 +62,7 @@ NETS = dmd_step.Networks(
 
 def config(**fields) -> dmd_step.DmdConfig:
   defaults = {
-    "sigmas": SIGMAS, "step_weights": (1.0, 1.0, 1.0, 7.0), "guidance": 1.0,
+    "sigmas": SIGMAS, "step_weights": (1.0, 1.0, 1.0, 1.0), "guidance": 1.0,
     "times": dmd.Times(), "fake_times": dmd.Times(), "weight": "x0_norm",
     "decoupled": False,
     "sampler": "euler", "ratio": 5,
@@ -147,8 +147,8 @@ def sample(params, sigmas, key=None):
   return sampler.euler_scan(velocity, noise, sigmas)[:, 0]
 
 
-def few_steps(params):
-  return sample(params, jnp.asarray([*SIGMAS, 0.0]))
+def few_steps(params, sigmas=SIGMAS):
+  return sample(params, jnp.asarray([*sigmas, 0.0]))
 
 
 @jax.jit
