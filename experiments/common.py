@@ -63,6 +63,10 @@ def base_config():
   config.profile_start = 10
   config.profile_steps = 0
 
+  # Loss of the EMA on held-out data: dataset folders or feature caches, comma
+  # separated, every so many steps, on so many batches.
+  config.validation = ConfigDict(dict(path="", every=1000, batches=8))
+
   config.data = ConfigDict(
     dict(
       # Dataset folders or feature caches (python -m qi2_jax.cache), comma

@@ -46,7 +46,7 @@ from data_pipelines.loader.curriculum import leading
 from data_pipelines.loader.loader import Loader
 from data_pipelines.records import open_dataset, read_manifest
 from data_pipelines.shapes.generate import Options, generate
-from qi2_jax import cli
+from qi2_jax import cli, judging, validation
 from qi2_jax.errors import InputError
 from qi2_jax.parallel import distributed
 from qi2_jax.parallel import mesh as mesh_lib
@@ -69,7 +69,7 @@ _FREE_FIELDS = (
   "log_every", "save_every", "preview_every", "keep_checkpoints", "keep_every",
   "max_skipped_steps", "loss_spike", "profile_start", "profile_steps", "mesh",
   "model.remat", "model.kernel", "data.threads", "data.path", "vae.path",
-  "text.path", "init", "sampling", "optimizer.accumulate",
+  "text.path", "init", "sampling", "validation", "optimizer.accumulate",
 )  # fmt: skip
 _PREVIEW_IMAGES = 8
 
@@ -272,7 +272,9 @@ def train(config, workdir: str) -> int:
   paths = data_paths(config.data, workdir)
   data = loader_config(config.data, paths, workdir, config.seed)
   with jax.set_mesh(mesh):
-    task = TASKS[config.objective](config, workdir, mesh)
+    task = TASKS[config.objective](
+      config, workdir, mesh, **judging.arguments(config)
+    )
     features.check_models(
       paths, task.signature, config.data.caption_dropout,
       config.data.reference_dropout,
@@ -302,6 +304,8 @@ def _run(config, workdir, mesh, task, loader, data) -> int:
   )
   train_state, meta = initial_state(config, task, mesh, store)
   start = int(train_state.step)
+  if meta:
+    task.restore(meta.get("task", {}))
   if meta and meta["data"] != loader.fingerprint:
     logging.warning(
       "the data or its decoders changed since step %d; the run continues, "
@@ -312,11 +316,15 @@ def _run(config, workdir, mesh, task, loader, data) -> int:
   step_fn = program.jit_step(task.step, program.shardings_of(train_state), mesh)
   settings = loop.LoopConfig(
     config.num_steps, config.log_every, config.save_every,
-    config.preview_every, config.seed,
+    config.preview_every, config.validation.every, config.seed,
   )  # fmt: skip
   first = jax.process_index() == 0
   writers = Writers(workdir, start) if first else Silent()
-  with contextlib.closing(store), contextlib.closing(writers):
+  with (
+    contextlib.closing(store),
+    contextlib.closing(writers),
+    validation.held_out(config, task, data, mesh) as validate,
+  ):
     train_state, stopped = loop.run(
       train_state, step_fn, task.encode, batches, settings, mesh=mesh,
       store=store, writers=writers,
@@ -327,8 +335,11 @@ def _run(config, workdir, mesh, task, loader, data) -> int:
       window=profile.ProfileWindow(
         f"{workdir}/profile", config.profile_start, config.profile_steps
       ),
-      meta=lambda step: {"step": step, "data": loader.fingerprint},
+      meta=lambda step: {
+        "step": step, "data": loader.fingerprint, "task": task.record(),
+      },
       preview=functools.partial(_preview, task, data),
+      validate=validate,
       work=lambda features: progress.work_of(config, features),
     )  # fmt: skip
     if not stopped:

@@ -16,7 +16,9 @@ def read(workdir: pathlib.Path) -> list[dict[str, float]]:
   rows = []
   for line in (workdir / "metrics.jsonl").read_text().splitlines():
     try:
-      rows.append(json.loads(line))
+      row = json.loads(line)
+      if "loss" in row:  # Held-out losses have rows of their own.
+        rows.append(row)
     except ValueError:
       continue
   return rows

@@ -36,7 +36,7 @@ def flow_task(config, workdir: str, mesh) -> Task:
     functools.partial(mmdit.init_params, models.module), start,
     mmdit.SHARDING_RULES, flow_transform(models.conditioner, config.data),
     _encode(models), step, flow_preview(models, config),
-    lambda ema, batches: None, lambda: cached.signature(models),
+    lambda ema, batches: None, lambda: cached.signature(models), loss=loss,
   )  # fmt: skip
   if lora_config is None:
     return task

@@ -31,6 +31,7 @@ class LoopConfig:
     log_every: scalars and progress line; the last step always has one.
     save_every: checkpoints; one is always written at the end.
     preview_every: sample grids.
+    validate_every: losses on held-out data.
     seed: root of the step's randomness.
   """
 
@@ -38,6 +39,7 @@ class LoopConfig:
   log_every: int
   save_every: int
   preview_every: int
+  validate_every: int
   seed: int
 
 
@@ -85,9 +87,17 @@ def _size(batch) -> int:
   return jax.tree.leaves(batch)[0].shape[0]
 
 
-def _preview(step, grids: dict[str, np.ndarray], writers) -> None:
+def _preview(step, grids: dict[str, np.ndarray], writers, meter) -> None:
   for name, grid in grids.items():
     logging.info("wrote %s", writers.image(step, name, grid))
+  meter.reset(step)
+
+
+def _validate(step, values: dict[str, float], writers, meter) -> None:
+  writers.scalars(step, values)
+  for name, value in values.items():
+    logging.info("step %d  %s %.4f", step, name, value)
+  meter.reset(step)
 
 
 def run(
@@ -95,30 +105,29 @@ def run(
   config: LoopConfig, *, mesh, store: CheckpointStore, writers: Writers,
   health: Health, window: ProfileWindow, meta: Callable[[int], dict],
   preview: Callable[[object, int], dict[str, np.ndarray]],
+  validate: Callable[[object, int], dict[str, float]],
   work: Callable[[dict], progress.Work],
 ):  # fmt: skip
   """Trains from `state.step` to `config.num_steps`.
 
   Args:
     state: the train state, on the mesh.
-    step_fn: jitted and donating, made by `health.skip_nonfinite`.
+    step_fn: jitted, donating, made by `health.skip_nonfinite`.
     encode_fn: `encode(state, host batch) -> features`, see `task.Task`.
     batches: host batches from `state.step` on.
-    config: see `LoopConfig`.
-    mesh: where batches go.
-    store: checkpoints.
-    writers: metrics.
+    config, mesh: when to do what; where batches go.
+    store, writers: of checkpoints and metrics.
     health: judges every step; stored as `health` in a checkpoint's meta.
     window: which steps to profile.
     meta: JSON to store beside the state of a step.
-    preview: `(state, step) -> {name: uint8 grid}`.
+    preview, validate: `(state, step) -> {name: uint8 grid, or value}`.
     work: `features -> progress.Work` of a step.
 
   Returns:
     `(state, signal number or 0)`.
 
   Raises:
-    InputError: the run is lost (see `Health`) or a file cannot be written.
+    InputError: the run is lost (`Health`) or a file cannot be written.
   """
   step = start = int(state.step)
   key = jax.random.key(config.seed)
@@ -133,8 +142,9 @@ def run(
       stopped = vote(stop.signal)
       finished = step >= config.num_steps or stopped
       if due(config.preview_every) and not stopped:
-        _preview(step, preview(state, step), writers)
-        meter.reset(step)
+        _preview(step, preview(state, step), writers, meter)
+      if due(config.validate_every) and not stopped:
+        _validate(step, validate(state, step), writers, meter)
       if due(config.save_every) or (finished and step > start):
         _save(step, state, store, health, meta(step))
       if finished:

@@ -46,9 +46,8 @@ def adapted(
   def merged(base, factors):
     return lora.merge(base, adapter.to_lora(lora_config, factors))
 
-  start, step = program.gradient_training(
-    config, adapter.lora_loss(loss, lora_config)
-  )
+  loss = adapter.lora_loss(loss, lora_config)
+  start, step = program.gradient_training(config, loss)
   return dataclasses.replace(
     task,
     init=lambda key: adapter.init_factors(lora_config, abstract, key),
@@ -56,6 +55,7 @@ def adapted(
     rules=lora.SHARDING_RULES,
     encode=lambda s, batch: task.encode(s, batch) | {steps.FROZEN: base},
     step=step,
+    loss=loss,
     preview=lambda ema, samples: task.preview(merged(base, ema), samples),
   )
 

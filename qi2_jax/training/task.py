@@ -27,7 +27,13 @@ class Task:
     finish: `(ema, batches) -> None`, after the last step.
     signature: `() -> dict` that describes the frozen models, where cached
       features can stand for pixels (see `cached`); None: pixels are needed.
+    loss: `(ema, features, key) -> (scalar, metrics)` on held-out data; None:
+      the objective has none.
     watch: `(state) -> None`, before every preview: may keep the best weights.
+    record: `() -> JSON` of what `encode` has learnt beside the state, for a
+      checkpoint's meta.
+    restore: takes what `record` returned, before the first step of a resumed
+      run.
   """
 
   init: Callable
@@ -40,3 +46,6 @@ class Task:
   finish: Callable
   signature: Callable | None = None
   watch: Callable = lambda state: None
+  record: Callable = dict
+  restore: Callable = lambda saved: None
+  loss: Callable | None = None

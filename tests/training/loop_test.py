@@ -26,7 +26,12 @@ from qi2_jax.training.progress import Work
 
 TX = optax.adam(0.1)
 CONFIG = LoopConfig(
-  num_steps=12, log_every=1, save_every=4, preview_every=5, seed=0
+  num_steps=12,
+  log_every=1,
+  save_every=4,
+  preview_every=5,
+  validate_every=6,
+  seed=0,
 )
 
 
@@ -68,6 +73,7 @@ def toy(workdir, config=CONFIG, *, max_skipped=3, profile=(0, 0), **data):
           window=ProfileWindow(f"{workdir}/profile", *profile),
           meta=lambda step: {"step": step},
           preview=lambda s, step: {"grid": np.full((2, 2, 3), step, np.uint8)},
+          validate=lambda s, step: {"held_out_loss": float(step)},
           work=lambda features: Work(tokens=features["x"].size),
         )  # fmt: skip
   return types.SimpleNamespace(state=out, stopped=stopped, health=health)
@@ -80,17 +86,19 @@ RATES = (
 )  # fmt: skip
 
 
-def rows(workdir) -> list[dict]:
+def rows(workdir, holding="loss") -> list[dict]:
   """Rows of metrics.jsonl without what depends on the clock."""
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   keep = lambda row: {k: v for k, v in row.items() if k not in RATES}  # noqa: E731
-  return [keep(json.loads(line)) for line in lines]
+  return [row for row in map(keep, map(json.loads, lines)) if holding in row]
 
 
 def test_everything_happens_when_it_should(tmp_path):
   out = toy(tmp_path)
   assert (out.stopped, int(out.state.step)) == (0, 12)
   found = rows(tmp_path)
+  held_out = [r["held_out_loss"] for r in rows(tmp_path, "held_out_loss")]
+  assert held_out == [6.0, 12.0]
   assert [r["step"] for r in found] == list(range(1, 13))
   fresh, key = (
     state.create({"w": jnp.zeros(3)}, TX),
@@ -109,7 +117,9 @@ def test_everything_happens_when_it_should(tmp_path):
 
 
 def test_nothing_happens_with_zeros(tmp_path):
-  never = LoopConfig(5, log_every=0, save_every=0, preview_every=0, seed=0)
+  never = LoopConfig(
+    5, log_every=0, save_every=0, preview_every=0, validate_every=0, seed=0
+  )
   toy(tmp_path, never)
   assert [r["step"] for r in rows(tmp_path)] == [5]
   assert os.listdir(tmp_path / "checkpoints") == ["5"]
