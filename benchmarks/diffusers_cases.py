@@ -105,32 +105,49 @@ def vae_pair(values):
   return theirs, ours, variables
 
 
-def _inputs(values) -> dict:
+def random_inputs(values, batch: int = 1) -> dict:
   """Random prompt states, latents and noise, the same for both sides."""
   side = values.size // 16
   rng = np.random.default_rng(0)
+  latents = (batch, side * side, LATENT_CHANNELS)
   return {
     "grid": (side, side),
-    "text": rng.normal(size=(1, values.text, values.width)).astype("f4"),
-    "noise": rng.normal(size=(1, side * side, LATENT_CHANNELS)).astype("f4"),
+    "text": rng.normal(size=(batch, values.text, values.width)).astype("f4"),
+    "noise": rng.normal(size=latents).astype("f4"),
+    "image": rng.normal(size=latents).astype("f4"),
+    "sigma": rng.uniform(0.1, 0.9, batch).astype("f4"),
   }
 
 
-def _condition(inputs, device):
-  """Our conditioning of the prompt, on `device`."""
-  length = inputs["text"].shape[1]
+def condition(inputs, device):
+  """Our conditioning of the prompts, on `device`."""
+  batch, length, _ = inputs["text"].shape
   layout = build_layout([False] * length, (), inputs["grid"], length)
-  layout = jax.tree.map(lambda x: np.asarray(x)[None], layout)
-  none = np.zeros((1, 0, LATENT_CHANNELS), "f4")
+  layout = jax.tree.map(
+    lambda x: np.repeat(np.asarray(x)[None], batch, axis=0), layout
+  )
+  none = np.zeros((batch, 0, LATENT_CHANNELS), "f4")
   return jax.device_put(Conditioning(inputs["text"], none, layout), device)
+
+
+def their_condition(text, grid) -> dict:
+  """The arguments of diffusers' transformer that a batch has in common."""
+  batch, length, _ = text.shape
+  slots = [False] * length + [True] * (grid[0] * grid[1] // 4)
+  return {
+    "encoder_hidden_states": text,
+    "img_shapes": [[(1, *grid)]] * batch,
+    "img_mask": torch.tensor([slots] * batch, device=text.device),
+    "return_dict": False,
+  }
 
 
 def mmdit_cases(values, device, torch_device) -> list[Case]:
   """One forward pass, and sampling with the prefix cache."""
   theirs, model, params = mmdit_pair(values)
   theirs = theirs.to(torch_device)
-  inputs = _inputs(values)
-  cond = _condition(inputs, device)
+  inputs = random_inputs(values)
+  cond = condition(inputs, device)
   params = jax.device_put(params, device)
   noise = jax.device_put(inputs["noise"], device)
   tokens = noise.shape[1]
@@ -143,13 +160,7 @@ def mmdit_cases(values, device, torch_device) -> list[Case]:
   )
   place = lambda x: torch.as_tensor(x).to(torch_device)  # noqa: E731
   text, x0 = place(inputs["text"]), place(inputs["noise"])
-  slots = [False] * values.text + [True] * (tokens // 4)
-  fixed = {
-    "encoder_hidden_states": text,
-    "img_shapes": [[(1, *inputs["grid"])]],
-    "img_mask": place([slots]),
-    "return_dict": False,
-  }
+  fixed = their_condition(text, inputs["grid"])
 
   def their_forward():
     with torch.inference_mode():
