@@ -16,7 +16,7 @@ from qi2_jax.models import lora
 from qi2_jax.training import steps
 
 # Those that train an MMDiT.
-OBJECTIVES = ("flow_matching", "dmd")
+OBJECTIVES = ("flow_matching", "dmd", "flow_grpo")
 
 
 @dataclasses.dataclass(frozen=True)

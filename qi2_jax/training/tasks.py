@@ -3,6 +3,10 @@
 
 from qi2_jax.training.dmd_task import dmd_task
 from qi2_jax.training.flow_task import flow_task
+from qi2_jax.training.grpo_task import grpo_task
 from qi2_jax.training.vae_task import vae_task
 
-TASKS = {"vae": vae_task, "flow_matching": flow_task, "dmd": dmd_task}
+TASKS = {
+  "vae": vae_task, "flow_matching": flow_task, "dmd": dmd_task,
+  "flow_grpo": grpo_task,
+}  # fmt: skip

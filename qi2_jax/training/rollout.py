@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device half of a rollout: conditions to images and trajectories.
+
+Sampling runs once per batch with the prefix cache; what the update needs of
+it stays on the mesh, latents of the trained steps only.
+
+Shapes: P prompts, K images of a prompt, B = P K images, the images of a prompt
+together, W stochastic steps, N tokens, Z channels.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qi2_jax.errors import InputError
+from qi2_jax.flow import sampler, schedules, sde
+from qi2_jax.models import lora, mmdit
+from qi2_jax.objectives import flow_grpo
+from qi2_jax.parallel import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+  """How images are made for training.
+
+  Attributes:
+    group: K.
+    steps: of the sampler; fewer than in use (denoising reduction).
+    guidance: w.
+    hybrid: see `flow_grpo.HYBRIDS`.
+    kernel: of the stochastic steps.
+    window: W, number of stochastic steps, all of which are trained.
+    window_low: first step that may be stochastic.
+    window_high: first step that may not.
+    shared_noise: the images of a prompt start from one noise.
+    shift: of the noise levels.
+  """
+
+  group: int
+  steps: int
+  guidance: float
+  hybrid: str
+  kernel: sde.Kernel
+  window: int
+  window_low: int
+  window_high: int
+  shared_noise: bool
+  shift: schedules.ShiftConfig | None
+
+  def __post_init__(self):
+    """Raises InputError for rollouts that teach nothing."""
+    flow_grpo.check_hybrid(self.hybrid)
+    sde.check_window(self.window_low, self.window_high, self.window, self.steps)
+    if self.group < 2:
+      raise InputError(
+        f"config.rl.group={self.group} must be at least 2: images of one "
+        "prompt are compared."
+      )
+    if self.kernel.level == 0:
+      raise InputError("config.rl.level must be above 0: steps are drawn.")
+
+  @property
+  def guided(self) -> bool:
+    """Whether the rollout has an unconditional branch."""
+    return self.hybrid != "none"
+
+
+def velocity(
+  config: RolloutConfig, module: mmdit.MMDiT, params, condition, negative,
+  use_cache: bool = True,
+) -> sde.Velocity:  # fmt: skip
+  """The rollout's velocity, and beside it the unconditional one.
+
+  Args:
+    config: see `RolloutConfig`.
+    module: the network.
+    params: its parameters; a LoRA may be attached.
+    condition: of B images.
+    negative: of the empty prompts.
+    use_cache: see `sampler.prepare`.
+  """
+  variables = {"params": params}
+  other = negative if config.guided else None
+  with lora.beside_kernels():
+    prepared = sampler.prepare(
+      module, variables, condition, other, use_cache=use_cache
+    )
+    predict = sampler.prepared_velocity(module, variables, prepared)
+
+  def plain(x, sigma):
+    with lora.beside_kernels():
+      return predict(x, sigma), ()
+
+  def guided(x, sigma):
+    with lora.beside_kernels():
+      c, u = jnp.split(predict(jnp.concatenate([x, x]), sigma), 2)
+    v = flow_grpo.rollout_velocity(config.hybrid, c, u, config.guidance)
+    return v, u.astype(jnp.float32)
+
+  return guided if config.guided else plain
+
+
+def starting_noise(config: RolloutConfig, key, prompts: int, shape):
+  """Noise of all images `[B, *shape]`."""
+  count = 1 if config.shared_noise else config.group
+  noise = jax.random.normal(key, (prompts, count, *shape))
+  noise = jnp.broadcast_to(noise, (prompts, config.group, *shape))
+  return noise.reshape(-1, *shape)
+
+
+def program(
+  config: RolloutConfig, module: mmdit.MMDiT, params_of: Callable
+) -> Callable:  # fmt: skip
+  """The compiled rollout.
+
+  Args:
+    config: see `RolloutConfig`.
+    module: the network.
+    params_of: `trained -> params` of the policy.
+
+  Returns:
+    `(trained, condition, negative, key) -> (walk, conditions of B images)`;
+    the conditions are a dict as `grpo_loss` takes it.
+  """
+
+  @jax.jit
+  def run(trained, condition, negative, key):
+    grid = condition.layout.target_positions_BN3.shape
+    repeat = lambda tree: jax.tree.map(  # noqa: E731
+      lambda x: jnp.repeat(x, config.group, axis=0), tree
+    )
+    own = {"condition": repeat(condition), "negative": repeat(negative)}
+    keys = jax.random.split(key, 3)
+    shape = (grid[1], module.config.latent_channels)
+    noise = starting_noise(config, keys[0], grid[0], shape)
+    noise = sharding.constrain(noise, "batch", None, None)
+    sigmas = schedules.sampling_sigmas(config.steps, grid[1], config.shift)
+    start = sde.draw_window(
+      keys[1], config.window_low, config.window_high, config.window
+    )
+    v = velocity(config, module, params_of(trained), *own.values())
+    walk = sde.walk(
+      v, noise, sigmas, config.kernel, start, config.window, keys[2]
+    )
+    if config.hybrid != "full":
+      del own["negative"]
+    return walk, own
+
+  return run
+
+
+def features(walk: sde.Walk, conditions: dict) -> dict:
+  """What the update needs of a rollout, rows of B images."""
+  rows = {
+    "states_BWNZ": walk.states, "sigmas_BW": walk.sigmas,
+    "log_probs_BW": walk.log_probs, **conditions,
+  }  # fmt: skip
+  if not isinstance(walk.extras, tuple):
+    rows["cached_BWNZ"] = walk.extras
+  return rows
+
+
+def to_rows(values: np.ndarray, mesh) -> jax.Array:
+  """One number per image, the same on every host, onto the mesh."""
+  place = sharding.batch_sharding(mesh)
+  values = np.asarray(values, np.float32)
+  return jax.make_array_from_callback(
+    values.shape, place, lambda index: values[index]
+  )
