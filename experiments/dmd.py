@@ -97,7 +97,9 @@ def _base():
       # Empty: config.init. Weights [teacher][student step][t2i, edit].
       teachers=(),
       teacher_weights=(),
-      teacher_steps=40,  # of previews and of the distance below
+      # How the teacher is sampled in previews and for the distance below.
+      teacher_steps=40,
+      teacher_guidance=4.0,
       # At every preview; the closest weights are kept in WORKDIR/best.
       held_out_prompts=HELD_OUT,
       held_out_samples=4,
@@ -139,6 +141,7 @@ def _tiny():
   # Above the 3 that this teacher is sampled with, and times nearer to noise:
   # both make the first step tell prompts apart, which has no guidance.
   config.dmd.guidance = 5.0
+  config.dmd.teacher_guidance = 3.0
   config.dmd.times.mean = 1.0
   config.dmd.held_out_prompts = SHAPES_HELD_OUT
   config.log_every = 25

@@ -92,7 +92,7 @@ def test_the_distance_is_that_of_samples_of_one_prompt():
   (_, slow, theirs), (_, fast, ours), *_ = asked
   assert [a[0] for a in asked].count(0.0) == 3  # the teacher's are made once
   assert not set(ours) & set(theirs)
-  assert slow.steps == 2 and slow.guidance == 5.0 and slow.sigmas is None
+  assert slow.steps == 2 and slow.guidance == 3.0 and slow.sigmas is None
   assert fast.sigmas == dmd_workdir.SIGMAS and fast.guidance == 1.0
 
 
