@@ -97,9 +97,9 @@ def with_batch_per_chip(config, batch_per_chip: float, devices: int):
   return config
 
 
-def compile_step(lowered, production: bool):
+def compile_step(lowered, mesh, production: bool):
   """Compiles; returns `(compiled, None)`, or `(None, message)` out of HBM."""
-  options = dict(program.COMPILER_OPTIONS["tpu"])
+  options = program.compiler_options(mesh)
   if not production:
     options["exec_time_optimization_effort"] = -1.0
   try:
@@ -147,7 +147,7 @@ def plan(
   mesh = mesh_lib.create_mesh(config.mesh.to_dict(), devices)
   lowered, facts = program.lower_step(config, mesh, references)
   start, cpu = time.perf_counter(), time.process_time()
-  compiled, message = compile_step(lowered, production)
+  compiled, message = compile_step(lowered, mesh, production)
   report = {
     "topology": topology,
     "chips": mesh.size,

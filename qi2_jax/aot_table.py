@@ -56,31 +56,31 @@ class Row:
     ]  # fmt: skip
 
 
+# Rings of 16 or 32 chips share the state, and several of them the batch.
+_V5E, _V5P, _V6E = (f"--config.mesh.data={n}" for n in (8, 4, 16))
 _EDIT = "--references=1"
-_SEQ = "--config.mesh.seq=4"
-# On v5p 64 chips gather weights by summing zero-padded shards, 16 do not; four
-# copies of the state fit.
-_V5P = "--config.mesh.data=4"
 ROWS = (
-  Row("256_v5e", f"{_PRETRAIN}:256", "v5e:16x16", 8),
+  Row("256_v5e", f"{_PRETRAIN}:256", "v5e:16x16", 8, (_V5E,)),
   Row("256_v5p", f"{_PRETRAIN}:256", "v5p:4x4x4", 16, (_V5P,)),
-  Row("256_v6e", f"{_PRETRAIN}:256", "v6e:16x16", 16),
-  Row("512_v5e", f"{_PRETRAIN}:512", "v5e:16x16", 4),
+  Row("256_v6e", f"{_PRETRAIN}:256", "v6e:16x16", 16, (_V6E,)),
+  Row("512_v5e", f"{_PRETRAIN}:512", "v5e:16x16", 4, (_V5E,)),
   Row("512_v5p", f"{_PRETRAIN}:512", "v5p:4x4x4", 8, (_V5P,)),
-  Row("512_v6e", f"{_PRETRAIN}:512", "v6e:16x16", 8),
-  Row("1024_v5e", f"{_CONTINUAL}:1024", "v5e:16x16", 1),
+  Row("512_v6e", f"{_PRETRAIN}:512", "v6e:16x16", 8, (_V6E,)),
+  Row("1024_v5e", f"{_CONTINUAL}:1024", "v5e:16x16", 1, (_V5E,)),
   Row("1024_v5p", f"{_CONTINUAL}:1024", "v5p:4x4x4", 4, (_V5P,)),
-  Row("1024_v6e", f"{_CONTINUAL}:1024", "v6e:16x16", 2),
-  Row("2048_v5e", f"{_CONTINUAL}:2048", "v5e:16x16", 0.25, (_SEQ,)),
+  Row("1024_v6e", f"{_CONTINUAL}:1024", "v6e:16x16", 2, (_V6E,)),
+  Row("2048_v5e", f"{_CONTINUAL}:2048", "v5e:16x16", 0.25,
+      ("--config.mesh.data=2", "--config.mesh.seq=4")),
   Row("2048_v5p", f"{_CONTINUAL}:2048", "v5p:4x4x4", 1, (_V5P,)),
-  Row("2048_v6e", f"{_CONTINUAL}:2048", "v6e:16x16", 1),
+  Row("2048_v6e", f"{_CONTINUAL}:2048", "v6e:16x16", 1, (_V6E,)),
   Row("512_v5p_edit", f"{_CONTINUAL}:512", "v5p:4x4x4", 4, (_V5P, _EDIT)),
   Row("1024_v5p_edit", f"{_CONTINUAL}:1024", "v5p:4x4x4", 2, (_V5P, _EDIT)),
   Row("512_v5p_fsdp", f"{_PRETRAIN}:512", "v5p:4x4x4", 8),
+  Row("512_v6e_fsdp", f"{_PRETRAIN}:512", "v6e:16x16", 8),
   Row("1024_v5p_tensor", f"{_CONTINUAL}:1024", "v5p:4x4x4", 1,
       ("--config.mesh.tensor=4",)),
   Row("512_v5e_slices", f"{_PRETRAIN}:512", "v5e:16x16", 4,
-      ("--slices=2", "--config.mesh.data=2")),
+      ("--slices=2", "--config.mesh.data=16")),
 )  # fmt: skip
 _HEAD = (
   "plan", "topology, mesh", "bucket px", "global batch",

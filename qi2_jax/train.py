@@ -316,7 +316,8 @@ def _run(config, workdir, mesh, task, loader, data) -> int:
   step_fn = program.jit_step(task.step, program.shardings_of(train_state), mesh)
   settings = loop.LoopConfig(
     config.num_steps, config.log_every, config.save_every,
-    config.preview_every, config.validation.every, config.seed,
+    config.preview_every,
+    config.validation.every if config.validation.path else 0, config.seed,
   )  # fmt: skip
   first = jax.process_index() == 0
   writers = Writers(workdir, start) if first else Silent()

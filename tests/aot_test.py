@@ -206,13 +206,14 @@ def test_full_width_has_no_square_and_no_whole_gradient(libtpu, monkeypatch):
   monkeypatch.setitem(mmdit.PRESETS, "qwen_image_2_1", model)
   config = continual.get_config("1024")
   config.data.batch_size = 64
+  config.mesh.data = 2
   devices = aot.topology_devices("v5e:8x8")
   mesh = create_mesh(config.mesh.to_dict(), devices)
   # Tests multiply in fp32; the kernel's bf16 products cannot.
   with jax.default_matmul_precision("default"):
     lowered, facts = program.lower_step(config, mesh)
   assert facts["kernel"] == "splash"
-  compiled, _ = aot.compile_step(lowered, production=False)
+  compiled, _ = aot.compile_step(lowered, mesh, production=False)
   module = hlo.parse(compiled.as_text())
   target = facts["tokens"]["target"]
   square = [

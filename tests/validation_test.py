@@ -52,6 +52,12 @@ def test_the_same_rows_and_noise_every_time(tmp_path, data):
   assert relative(moved[4], moved[2]) > 1e-4
 
 
+def test_without_held_out_data_there_is_no_row(tmp_path):
+  assert train.train(config(""), str(tmp_path)) == 0
+  rows = [json.loads(r) for r in (tmp_path / "metrics.jsonl").open()]
+  assert rows and all("loss" in row for row in rows)
+
+
 def test_an_objective_without_such_a_loss_is_refused(tmp_path, data):
   bad = config(data)
   bad.objective = "vae"

@@ -25,13 +25,12 @@ from qi2_jax.parallel import sharding
 from qi2_jax.training import build, health, optimizer, state, steps
 
 Grid = tuple[int, int]
-# Compiler options by platform. Without this one libtpu sums whole gradients
-# on every chip as soon as more than 32 share them; with it each product of a
-# gradient hands partial sums around a ring, which is a reduce-scatter that
-# overlaps with the product (docs/scale.md).
-COMPILER_OPTIONS = {
-  "tpu": {"xla_tpu_reduce_scatter_collective_matmul_mode": "post_spmd"},
-}
+# With this each product of a gradient hands partial sums around a ring: a
+# reduce-scatter that overlaps with the product. Without it libtpu sums whole
+# gradients on every chip. A long ring cuts products into slices that are too
+# thin for the chip, so there whole sums are the lesser evil (docs/scale.md).
+_RINGS = {"xla_tpu_reduce_scatter_collective_matmul_mode": "post_spmd"}
+_LONGEST_RING = 32
 
 
 def gradient_training(config, loss: steps.Loss) -> tuple[Callable, Callable]:
@@ -80,6 +79,13 @@ def shardings_of(tree):
   return jax.tree.map(lambda x: x.sharding, tree)
 
 
+def compiler_options(mesh) -> dict[str, str]:
+  """What the compiler must be told for a step on `mesh`."""
+  on_tpu = mesh.devices.flat[0].platform == "tpu"
+  short = mesh.shape["fsdp"] <= _LONGEST_RING
+  return dict(_RINGS) if on_tpu and short else {}
+
+
 def jit_step(step: Callable, shardings, mesh):
   """The jitted step of a task: donates the state, pins every sharding.
 
@@ -103,7 +109,7 @@ def jit_step(step: Callable, shardings, mesh):
 
   return jax.jit(
     pinned, donate_argnums=0, out_shardings=(shardings, None),
-    compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].platform),
+    compiler_options=compiler_options(mesh),
   )  # fmt: skip
 
 
