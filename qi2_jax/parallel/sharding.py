@@ -126,11 +126,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """Constrains an activation by logical axis names, see `activation_spec`.
 
   Outside `jax.set_mesh` this is the identity, so modules run unchanged on
-  one device.
+  one device; inside `jax.shard_map` too, where a map is one device's.
   """
   mesh = jax.sharding.get_abstract_mesh()
   spec = activation_spec(x.shape, axes, mesh)
-  if mesh.empty:
+  if mesh.empty or mesh.are_all_axes_manual:
     return x
   return jax.lax.with_sharding_constraint(x, spec)
 

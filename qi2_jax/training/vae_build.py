@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from qi2_jax.errors import InputError
 from qi2_jax.interop import dinov2 as dinov2_files
 from qi2_jax.interop import lpips as lpips_files
-from qi2_jax.models import dinov2, lpips, vae
+from qi2_jax.models import dinov2, lpips, vae, vae_sharding
 from qi2_jax.parallel import distributed
 from qi2_jax.parallel.sharding import tree_shardings
 from qi2_jax.training import build, optimizer, vae_loss, vae_state, vae_step
@@ -79,6 +79,14 @@ def check(config) -> None:
     )
 
 
+def check_rows(config, factor: int, mesh) -> None:
+  """Raises InputError unless every bucket's rows divide over the mesh."""
+  groups = [config.data.buckets]
+  groups += [r.buckets for r in config.data.resolutions.values()]
+  for height, _ in (bucket for group in groups for bucket in group):
+    vae_sharding.check_rows(height, factor, mesh.shape[vae_sharding.AXIS])
+
+
 def recipe(config, module: vae.VAE, mesh) -> tuple[Recipe, dict]:
   """Modules and schedules of a run, and the frozen parameters on the mesh.
 
@@ -92,6 +100,7 @@ def recipe(config, module: vae.VAE, mesh) -> tuple[Recipe, dict]:
       missing or of another network.
   """
   check(config)
+  check_rows(config, module.config.factor, mesh)
   frozen, perceptual, semantic = {}, None, None
   if vae_loss.used(config.loss, "lpips"):
     perceptual, params = _lpips(config.lpips)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from qi2_jax.errors import InputError
 from qi2_jax.models import dinov2 as dinov2_model
+from qi2_jax.models import vae_sharding
 from qi2_jax.models.dinov2 import DINOv2
 from qi2_jax.models.lpips import LPIPS
 from qi2_jax.models.vae import VAE, identity_stats
@@ -83,15 +84,18 @@ def used(config, name: str) -> bool:
 
 def encode(nets: Networks, params, image_BHWC) -> tuple[jax.Array, jax.Array]:
   """Posterior mean and log variance in fp32, `[B, h, w, Z]` each."""
-  mean, logvar = nets.vae.apply(
-    _variables(nets, params), image_BHWC, method="moments"
-  )
+  mean, logvar = _apply(nets, params, image_BHWC, "moments")
   return mean.astype(jnp.float32), logvar.astype(jnp.float32)
 
 
-def _variables(nets: Networks, params) -> dict:
+def _apply(nets: Networks, params, x, method: str):
+  """One direction of the VAE; a mesh with a seq axis splits its rows."""
   stats = identity_stats(nets.vae.config.z_dim)
-  return {"params": params, "latent_stats": stats}
+  variables = {"params": params, "latent_stats": stats}
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty and mesh.shape[vae_sharding.AXIS] > 1:
+    return vae_sharding.sharded_apply(nets.vae, mesh, variables, x, method)
+  return nets.vae.apply(variables, x, method=method)
 
 
 def reconstruction(
@@ -111,8 +115,7 @@ def reconstruction(
     `(fp32 scalar, metrics)`.
   """
   mean, logvar = moments
-  out = nets.vae.apply(_variables(nets, params), mean, method="decode_raw")
-  out = out.astype(jnp.float32)
+  out = _apply(nets, params, mean, "decode_raw").astype(jnp.float32)
   l1 = vae.smooth_l1(out, image_BHWC, nets.smoothing).mean()
   mse = jnp.mean(jnp.square(jnp.clip(out, -1, 1) - image_BHWC))
   metrics = {"l1": l1, "psnr": 10.0 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))}

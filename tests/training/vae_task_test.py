@@ -177,6 +177,16 @@ def test_contradictions_are_named_before_anything_is_read(fields, message):
     vae_task.vae_task(config, "", mesh)
 
 
+def test_rows_that_do_not_divide_over_seq_are_named():
+  config = short("")
+  mesh = create_mesh({"seq": 8}, jax.devices())
+  config.data.buckets = ((32, 32), (36, 32))
+  with pytest.raises(InputError, match="36 rows do not divide over seq=8"):
+    vae_build.check_rows(config, SMALL.factor, mesh)
+  config.data.buckets = ((32, 32), (64, 32))
+  vae_build.check_rows(config, SMALL.factor, mesh)
+
+
 def test_another_vae_is_named(data, original, tmp_path):
   config = short(data, init=original, **{"vae.preset": "qwen_image_2_1"})
   with pytest.raises(InputError, match="is of another model"):
