@@ -18,6 +18,7 @@ import tiny_models
 
 from data_pipelines.shapes.prompts import is_held_out
 from experiments import dmd as dmd_config
+from qi2_jax.conditioning import encoder
 from qi2_jax.conditioning.conditioner import stack
 from qi2_jax.errors import InputError
 from qi2_jax.models import mmdit
@@ -179,6 +180,55 @@ def test_a_sample_brings_its_empty_prompt_and_category(run):
   other = features("make it red", "", references=(reference[::-1],))
   gap = other["condition"].references_BRZ - edits["condition"].references_BRZ
   assert np.abs(gap).max() > 1e-3
+
+
+def test_cached_features_take_the_place_of_pixels(run):
+  loaded = workdir.load(run)
+  conditioner = loaded.conditioner
+  models = frozen.Models(
+    loaded.model, conditioner, conditioner.vae, loaded.frozen
+  )
+  transform = dmd_task.transform(conditioner)
+  encode = dmd_task.encoder(models)
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (64, 64, 4), np.uint8)
+  system = encoder.num_system_tokens(conditioner.encoder)
+
+  def check(references):
+    sample = {"caption": "make it red", "image": image}
+    sample["references"] = references
+    pixels = encode(stack([transform(sample, rng)]))
+    counts = {}
+
+    def condition(no_caption, no_references):
+      assert not no_references
+      part = pixels["negative" if no_caption else "condition"]
+      caption = "" if no_caption else sample["caption"]
+      made = conditioner.host(caption, references, (64, 64))
+      counts[no_caption] = count = int(made["ids_valid"].sum()) - system
+      latents = [np.asarray(part.references_BRZ[0])] if references else []
+      return np.asarray(part.text_BTC[0, :count]), latents
+
+    cached_sample = {
+      "id": "x", "caption": sample["caption"], "size": (64, 64),
+      "reference_sizes": ((64, 64),) * len(references),
+      "latents": np.zeros((16, 64), np.float32), "condition": condition,
+    }  # fmt: skip
+    made = encode(stack([transform(cached_sample, rng)]))
+    assert made["category_B"] == pixels["category_B"]
+    for name, no_caption in (("condition", False), ("negative", True)):
+      ours, theirs = made[name], pixels[name]
+      count = counts[no_caption]
+      np.testing.assert_array_equal(
+        ours.text_BTC[:, :count], theirs.text_BTC[:, :count]
+      )
+      np.testing.assert_array_equal(ours.references_BRZ, theirs.references_BRZ)
+      for a, b in zip(*map(jax.tree.leaves, (ours.layout, theirs.layout))):
+        np.testing.assert_array_equal(a, b)
+    assert counts[False] > counts[True]
+
+  check(())
+  check((image,))
 
 
 @pytest.mark.parametrize(
