@@ -127,6 +127,13 @@ def test_both_losses_by_hand():
   np.testing.assert_allclose(
     found, (r_B * each[0] + (1 - r_B) * each[1]) / beta, rtol=1e-4
   )
+  # The divisor has no gradient of its own.
+  slope = jax.grad(
+    lambda v_new: nft.data_loss(x_t, x0, t_B, v_new, v, r_B * 0 + 1, 1.0).sum()
+  )(v)
+  gap = x_t - t * v - x0
+  size = np.abs(gap).mean(axis=1, keepdims=True)
+  np.testing.assert_allclose(slope, -2 * t * gap / 4 / size, rtol=1e-3)
   # An exact estimate does not divide by zero.
   assert np.isfinite(nft.data_loss(x_t, x0, t_B, u, u, r_B, beta)).all()
 
