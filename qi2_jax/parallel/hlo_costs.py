@@ -87,14 +87,14 @@ def _flash_flops(i: Instruction, arrays: Sequence[Array]) -> float | None:
 
   Args:
     i: the custom call.
-    arrays: its operands; the first of rank 4 are queries `[B, H, N, K]` and
-      keys `[B, H, M, K]`.
+    arrays: its operands; behind integers that describe the mask come queries
+      `[B, H, N, K]` and keys `[B, H, M, K]`, without B where it is 1.
   """
   phase = re.match(r"splash_mha_(fwd|dq|dkv)_", i.name)
   if not phase:
     return None
-  q, k = [a for a in arrays if len(a.dims) == 4][:2]
-  return 2.0 * _FLASH_PRODUCTS[phase[1]] * math.prod(q.dims) * k.dims[2]
+  q, k = [a for a in arrays if a.dtype in ("bf16", "f32")][:2]
+  return 2.0 * _FLASH_PRODUCTS[phase[1]] * math.prod(q.dims) * k.dims[-2]
 
 
 @dataclasses.dataclass(frozen=True)

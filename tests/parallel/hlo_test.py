@@ -103,6 +103,29 @@ def test_scattered_gradients_of_the_compiler_are_seen():
   assert list(reduced.values()) == [size]
 
 
+FLASH = """
+ENTRY %main (q: bf16[4,8,256,128]) -> bf16[4,8,256,128] {
+  %m = s8[1,1,2]{2,1,0} parameter(0)
+  %q = bf16[QUERIES]{3,2,1,0} parameter(1)
+  %k = bf16[KEYS]{3,2,1,0} parameter(2)
+  %s = s32[4,8,1536]{2,1,0} parameter(3)
+  ROOT %splash_mha_PHASE_segmented.4 = (f32[4,256,128]{2,1,0}, bf16[QUERIES]{3,2,1,0}) custom-call(%m, %q, %k, %k, %s), custom_call_target="tpu_custom_call"
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize("batch", ["4,", ""])
+def test_flash_kernels_count_their_products(batch):
+  """QK and PV forward; scores again and two or three more backward."""
+  for phase, products in {"fwd": 2, "dq": 3, "dkv": 4}.items():
+    text = FLASH.replace("PHASE", phase)
+    text = text.replace("QUERIES", batch + "8,256,128")
+    text = text.replace("KEYS", batch + "8,384,128")
+    found = hlo_costs.products(hlo.parse(text))
+    rows = (4 if batch else 1) * 8
+    assert found.flops == products * 2 * rows * 256 * 384 * 128
+
+
 def test_largest_buffers_are_stored_ones():
   kept = hlo_costs.largest_buffers(compiled(lambda x: x @ x.T, (48, 8)), 2)
   assert [str(a) for a in kept] == ["f32[48,48]", "f32[48,8]"]
