@@ -23,16 +23,15 @@ def l1(reconstruction: jax.Array, image: jax.Array) -> jax.Array:
   return jnp.mean(jnp.abs(error), axis=tuple(range(1, error.ndim)))
 
 
-def smooth_l1(
-  reconstruction: jax.Array, image: jax.Array, width: float
-) -> jax.Array:
+def smooth_l1(reconstruction: jax.Array, image: jax.Array, width) -> jax.Array:
   """L1 with a round bottom, `sqrt(d^2 + width^2) - width`: fp32 `[B]`.
 
   Plain L1 rewards predicting the median, which on flat synthetic images is
   the background; early in training a width of about 0.3 avoids that trap.
-  `width=0` is `l1` up to a zero gradient at zero error.
+  Later it blurs nothing away, but leaves noise on flat areas. `width=0` is
+  `l1` up to a zero gradient at zero error; a traced width must be positive.
   """
-  if width == 0:
+  if isinstance(width, (int, float)) and width == 0:
     return l1(reconstruction, image)
   error = reconstruction.astype(jnp.float32) - image.astype(jnp.float32)
   loss = jnp.sqrt(error * error + width * width) - width

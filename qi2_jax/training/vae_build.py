@@ -23,7 +23,8 @@ def is_plain(config) -> bool:
   if loss is None:
     return True
   others = any(vae_loss.used(loss, n) for n in ("lpips", "align", "kl"))
-  constant = {float(value) for _, value in loss.l1} == {1.0}
+  values = [value for n in ("l1", "smoothing") for _, value in loss[n]]
+  constant = set(map(float, values)) == {1.0}
   return constant and not others and config.trainable == "all"
 
 

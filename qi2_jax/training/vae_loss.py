@@ -3,10 +3,10 @@
 
     total = l1 L1 + lpips LPIPS + kl KL + align w (cosine + distance)
 
-with L1 on all channels, LPIPS and alignment on RGB over a flat background,
-and VA-VAE's adaptive weight w. Every factor and margin is a schedule in
-steps. The posterior mean is decoded, without noise, so `kl` is a penalty on
-the moments and no variational bound; it is off by default.
+with L1 (or its smooth form) on all channels, LPIPS and alignment on RGB over
+a flat background, and VA-VAE's adaptive weight w. Every factor and margin is
+a schedule in steps. The posterior mean is decoded, without noise, so `kl` is
+a penalty on the moments and no variational bound; it is off by default.
 
 Shapes: B batch, H, W pixels, C channels, h, w latents, Z latent channels, D
 width of the features.
@@ -27,8 +27,11 @@ from qi2_jax.models.vae import VAE, identity_stats
 from qi2_jax.objectives import alignment, vae
 
 SCHEDULES = (
-  "l1", "lpips", "align", "kl", "margin_cosine", "margin_distance",
+  "l1", "smoothing", "lpips", "align", "kl", "margin_cosine",
+  "margin_distance",
 )  # fmt: skip
+# A width of 0 has no gradient at zero error; a tenth of a grey level does.
+_NARROWEST = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Networks:
     vae: what is trained.
     lpips: frozen, its parameters are features under `FROZEN`.
     dinov2: likewise, cut after the layer that latents align to.
-    smoothing: width of the L1's round bottom.
+    smoothing: width of the L1's round bottom, which its schedule multiplies;
+      0 for plain L1 throughout.
     background: grey level in [-1, 1] behind RGBA.
     kl: whether the KL is ever weighed.
     remat: recompute LPIPS in the backward pass.
@@ -116,7 +120,10 @@ def reconstruction(
   """
   mean, logvar = moments
   out = _apply(nets, params, mean, "decode_raw").astype(jnp.float32)
-  l1 = vae.smooth_l1(out, image_BHWC, nets.smoothing).mean()
+  width = nets.smoothing
+  if width:
+    width = jnp.maximum(width * values["smoothing"], _NARROWEST)
+  l1 = vae.smooth_l1(out, image_BHWC, width).mean()
   mse = jnp.mean(jnp.square(jnp.clip(out, -1, 1) - image_BHWC))
   metrics = {"l1": l1, "psnr": 10.0 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))}
   total = values["l1"] * l1

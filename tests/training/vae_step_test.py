@@ -37,7 +37,7 @@ NETS = vae_loss.Networks(
 # Values at step 0 in the middle of a line, so that the schedules count.
 VALUES = {
   "l1": 0.7, "lpips": 0.4, "align": 0.3, "kl": 0.05, "margin_cosine": 0.1,
-  "margin_distance": 0.05,
+  "margin_distance": 0.05, "smoothing": 0.8,
 }  # fmt: skip
 SCHEDULES = {
   n: piecewise_linear(((-10, v - 0.01), (10, v + 0.01)))
@@ -108,7 +108,7 @@ def plain_losses(params, projection):
     alpha = (x[..., 3:] + 1) / 2
     return x[..., :3] * alpha + (1 - alpha)
 
-  bottom = NETS.smoothing
+  bottom = NETS.smoothing * VALUES["smoothing"]
   error = jnp.sqrt((out - image) ** 2 + bottom**2) - bottom
   perceptual = NETS.lpips.apply(
     {"params": frozen["lpips"]}, over_white(out), over_white(image)
@@ -236,6 +236,7 @@ def test_split_and_merge_are_inverse():
     assert len(jax.tree.leaves(trained)) > 0
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient():
   module = vae.VAE(dataclasses.replace(VAE, remat=True))
   nets = dataclasses.replace(NETS, vae=module, remat=True)
@@ -243,6 +244,7 @@ def test_remat_changes_no_gradient():
   assert_close(gradients(run_step(recipe)[0]), gradients(one_step()[0]), 1e-4)
 
 
+@pytest.mark.slow
 def test_bf16_keeps_parameters_and_losses_fp32():
   module = vae.VAE(dataclasses.replace(VAE, dtype=jnp.bfloat16))
   nets = dataclasses.replace(NETS, vae=module, lpips=None, kl=False)

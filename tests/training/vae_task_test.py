@@ -198,9 +198,10 @@ def test_l1_alone_takes_the_plain_step():
   assert vae_build.is_plain({})
   for name in ("tiny", "256", "decoder", "finetune_2_1"):
     assert not vae_build.is_plain(experiment.get_config(name)), name
-  config = experiment.get_config("demo")
-  config.loss.l1 = ((0, 1.0), (10, 0.5))
-  assert not vae_build.is_plain(config)
+  for name in ("l1", "smoothing"):
+    config = experiment.get_config("demo")
+    config.loss[name] = ((0, 1.0), (10, 0.5))
+    assert not vae_build.is_plain(config)
 
 
 def test_every_variant_is_a_valid_recipe():
