@@ -27,7 +27,8 @@ from ml_collections import ConfigDict
 from experiments import common
 
 
-def _base():
+def base_config():
+  """Defaults of the stages that learn from rewards."""
   config = common.base_config()
   config.objective = "flow_grpo"
   config.num_steps = 300
@@ -83,7 +84,7 @@ def _base():
 
 
 def _full():
-  config = common.set_resolution(_base(), 1024)
+  config = common.set_resolution(base_config(), 1024)
   config.lora.rank = 64
   config.lora.alpha = 128.0
   config.optimizer.learning_rate = 3e-4
@@ -96,8 +97,9 @@ def _full():
   return config
 
 
-def _tiny():
-  config = common.make_tiny(_base())
+def make_tiny(config):
+  """The demo's model on the rules of shapes and glyphs."""
+  common.make_tiny(config)
   config.num_steps = 120
   config.ema_decay = 0.9
   config.data.buckets = ((64, 64),)
@@ -105,8 +107,6 @@ def _tiny():
   config.optimizer.learning_rate = 2e-4
   config.rl.group = 8
   config.rl.parts = 2
-  config.rl.guidance = 3.0
-  config.rl.level = 0.7
   config.rewards.use = ("rules",)
   config.rewards.weights.default = ConfigDict(dict(rules=1.0))
   config.log_every = 5
@@ -115,8 +115,16 @@ def _tiny():
   return config
 
 
-def _smoke():
-  config = common.make_smoke(_tiny())
+def _tiny():
+  config = make_tiny(base_config())
+  config.rl.guidance = 3.0
+  config.rl.level = 0.7
+  return config
+
+
+def make_smoke(config):
+  """A few steps that show every part at work."""
+  common.make_smoke(config)
   config.data.buckets = ((64, 64),)
   config.num_steps = 4
   config.data.batch_size = 4
@@ -124,11 +132,16 @@ def _smoke():
   config.data.rendered_edits = 32
   config.rl.group = 4
   config.rl.steps = 4
-  config.rl.window_high = 3
   config.save_every = 2
   config.preview_every = 4
   config.log_every = 1
   config.optimizer.warmup_steps = 0
+  return config
+
+
+def _smoke():
+  config = make_smoke(_tiny())
+  config.rl.window_high = 3
   return config
 
 

@@ -31,7 +31,7 @@ def transitions(rows: dict) -> flow_grpo.Transition:
   )
 
 
-def _per_step(tree, count: int):
+def per_step(tree, count: int):
   """Rows of images to rows of steps."""
   return jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), tree)
 
@@ -53,7 +53,7 @@ def score(
   def apply(condition):
     with lora.beside_kernels():
       return module.apply(
-        {"params": params}, at.x, at.sigma_B, _per_step(condition, count)
+        {"params": params}, at.x, at.sigma_B, per_step(condition, count)
       )
 
   c = apply(rows["condition"])
@@ -108,9 +108,9 @@ def loss(
       reference = new.replace(mean=means)
     each, metrics = flow_grpo.policy_loss(
       config, transitions(rows), new, _old(rows, new),
-      _per_step(rows["advantage_B"], count), reference,
+      per_step(rows["advantage_B"], count), reference,
     )  # fmt: skip
-    weight = _per_step(rows["weight_B"], count)
+    weight = per_step(rows["weight_B"], count)
     gap = jnp.abs(new.log_prob_B - jnp.ravel(rows["log_probs_BW"]))
     metrics |= {"rollout_gap": gap}
     metrics = {k: jnp.mean(v) for k, v in metrics.items()}

@@ -103,7 +103,70 @@ def velocity(
   return guided if config.guided else plain
 
 
-def starting_noise(config: RolloutConfig, key, prompts: int, shape):
+@dataclasses.dataclass(frozen=True)
+class OdeConfig:
+  """How images are made without guidance and without noise on the way.
+
+  Attributes:
+    group: K.
+    steps: S of the sampler.
+    shared_noise: see `RolloutConfig`.
+    shift: of the noise levels.
+  """
+
+  group: int
+  steps: int
+  shared_noise: bool
+  shift: schedules.ShiftConfig | None
+
+  def __post_init__(self):
+    """Raises InputError for a walk of no step."""
+    if self.group < 1 or self.steps < 2:
+      raise InputError(
+        f"config.rl needs group >= 1 and steps >= 2, not {self.group} and "
+        f"{self.steps}."
+      )
+
+
+def ode_program(
+  config: OdeConfig, module: mmdit.MMDiT, params_of: Callable
+) -> Callable:  # fmt: skip
+  """A compiled walk of Euler steps.
+
+  Args:
+    config: see `OdeConfig`.
+    module: the network.
+    params_of: `trained -> params` of the policy.
+
+  Returns:
+    `(trained, condition, key) -> (walk, condition of B images)`; the states
+    of the walk are those of all S steps and the last.
+  """
+
+  @jax.jit
+  def run(trained, condition, key):
+    grid = condition.layout.target_positions_BN3.shape
+    own = jax.tree.map(lambda x: jnp.repeat(x, config.group, axis=0), condition)
+    shape = (grid[1], module.config.latent_channels)
+    noise = starting_noise(config, key, grid[0], shape)
+    noise = sharding.constrain(noise, "batch", None, None)
+    sigmas = schedules.sampling_sigmas(config.steps, grid[1], config.shift)
+    with lora.beside_kernels():
+      predict = sampler.guided_velocity(
+        module, {"params": params_of(trained)}, own, None, 1.0
+      )  # fmt: skip
+
+    def velocity(x, sigma):
+      with lora.beside_kernels():
+        return predict(x, sigma), ()
+
+    ode = sde.Kernel("flow", 0.0)
+    return sde.walk(velocity, noise, sigmas, ode, 0, config.steps, key), own
+
+  return run
+
+
+def starting_noise(config: RolloutConfig | OdeConfig, key, prompts: int, shape):
   """Noise of all images `[B, *shape]`."""
   count = 1 if config.shared_noise else config.group
   noise = jax.random.normal(key, (prompts, count, *shape))

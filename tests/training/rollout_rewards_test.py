@@ -13,7 +13,7 @@ from qi2_jax import judging
 from qi2_jax.errors import InputError
 from qi2_jax.parallel.mesh import create_mesh
 from qi2_jax.rewards.protocol import Prompt
-from qi2_jax.training import grpo_task, rollout_rewards
+from qi2_jax.training import grpo_task, rollout_encode, rollout_rewards
 
 
 def config(**fields):
@@ -159,7 +159,7 @@ def test_batches_that_do_not_divide_are_refused(fields, message):
   mesh = create_mesh({"data": 2, "fsdp": 1, "seq": 1, "tensor": 1},
                      jax.devices()[:2])  # fmt: skip
   with pytest.raises(InputError, match=message):
-    grpo_task.check(made, mesh)
+    rollout_encode.check(made, mesh)
 
 
 def test_the_variants_of_the_config_make_sense():
