@@ -5,6 +5,7 @@ The counterpart of `program.lower_step`, which is of flow matching.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -79,33 +80,32 @@ def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
   lora_config = adapter.from_config(config)
   context = mmdit.PRESETS[config.model.preset].context_dim
   z_dim = vae.PRESETS[config.vae.preset].z_dim
-  module = mmdit.MMDiT(build.mmdit_config(config.model, z_dim, context))
+  platform = mesh.devices.flat[0].platform
+  module = mmdit.MMDiT(
+    build.mmdit_config(config.model, z_dim, context, platform)
+  )
   start, step = dmd_task.training(config, module, lora_config)
   state = program.abstract_state(
     dmd_task.trained(module, lora_config), start, dmd_task.rules(lora_config),
     mesh,
   )  # fmt: skip
   features = abstract_features(config, module, references, mesh)
-  step = program.jit_step(step, program.shardings_of(state), mesh)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  key = jax.ShapeDtypeStruct(
-    key.shape, key.dtype, sharding=jax.NamedSharding(mesh, jax.P())
-  )
-  with jax.set_mesh(mesh):
-    lowered = step.trace(state, features, key).lower(
-      lowering_platforms=platforms
-    )
   count = functools.partial(
     jax.tree.reduce, lambda total, leaf: total + leaf.size, initializer=0
   )
   teachers = features[steps.FROZEN][dmd_step.TEACHERS]
-  return lowered, {
+  batch = config.data.batch_size // (config.dmd.ratio + 1)
+  return program.lower(step, state, features, mesh, platforms), {
     "parameters": count(state.fake),
     "trained_parameters": count(state.params),
     "teachers": len(teachers),
     "references": references,
     "global_batch": config.data.batch_size,
-    "batch_per_update": config.data.batch_size // (config.dmd.ratio + 1),
+    "batch_per_update": batch,
+    "bucket": list(max(map(tuple, config.data.buckets), key=math.prod)),
+    "accumulate": 1,
+    "batch_per_chip": batch / mesh.size,
     "mesh": dict(mesh.shape),
     "remat": module.config.remat,
+    "kernel": module.config.kernel,
   }

@@ -18,7 +18,6 @@ import numpy as np
 
 from qi2_jax.conditioning import encoder
 from qi2_jax.conditioning.layout import num_slots, prefix_length
-from qi2_jax.errors import InputError
 from qi2_jax.models import mmdit, mmdit_flops, vae
 from qi2_jax.models.condition import Conditioning, Layout
 from qi2_jax.parallel import sharding
@@ -159,20 +158,6 @@ def abstract_features(
     array(tokens, config.context_dim), array(latents, channels), layout
   )
   return {"latents_BNZ": array(count, channels), "condition": condition}
-
-
-def check_plannable(config) -> None:
-  """Raises InputError for configs whose step is not planned here."""
-  if config.objective != "flow_matching":
-    raise InputError(
-      f"config.objective={config.objective!r} is not planned by this program; "
-      "it plans flow_matching."
-    )
-  if "lora" in config and config.lora.rank:
-    raise InputError(
-      "the step of a LoRA is not planned by this program; plan with "
-      "--config.lora.rank=0, which needs more memory."
-    )
 
 
 def _text_tokens(config, grid, references: int) -> int:
