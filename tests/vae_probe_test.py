@@ -52,15 +52,16 @@ def test_labels_say_what_is_drawn(program):
 
 
 def test_the_probe_reads_colours_from_mean_colours(program):
-  """Mean RGB tells a shape's colour and not how many shapes there are."""
+  """Mean RGB tells a shape's colour, and neither its form nor how many there are."""
 
   def encode(images):
     dark = 255.0 - images.mean(axis=(1, 2))
     return dark / np.linalg.norm(dark, axis=1, keepdims=True)
 
   scores = program.probe(encode, 300)
-  assert scores["colour"] > 0.8
-  assert scores["count"] < 0.6
+  # A line through three channels tells most of six colours apart.
+  assert scores["colour"] > 0.6
+  assert scores["shape"] < 0.45 and scores["count"] < 0.6
 
 
 def test_a_saved_teacher_is_read_as_dinov2(program, tmp_path):
