@@ -52,7 +52,7 @@ def test_labels_say_what_is_drawn(program):
 
 
 def test_the_probe_reads_colours_from_mean_colours(program):
-  """Mean RGB tells a shape's colour, and neither its form nor how many there are."""
+  """Mean RGB tells a shape's colour, not its form and not a count."""
 
   def encode(images):
     dark = 255.0 - images.mean(axis=(1, 2))
