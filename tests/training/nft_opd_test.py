@@ -89,6 +89,8 @@ def judged():
 def test_the_old_policy_makes_the_images_and_its_velocities(judged):
   x0, rows = judged
   np.testing.assert_array_equal(rows["x0_BNZ"], x0)
+  run = rollout.ode_program(HOW, MODULE, lambda trained: trained)
+  np.testing.assert_allclose(run(params(), condition(), KEY)[0].x0, x0)
   assert rows["times_BT"].shape == (4, 3)
   assert rows["noise_BTNZ"].shape == rows["old_BTNZ"].shape == (4, 3, 4, 8)
   old = nft_task.velocities(MODULE, params(), rows)
