@@ -35,7 +35,10 @@ class Views:
 
     def slow(count):
       return SamplingConfig(
-        max(count, 2), section.teacher_guidance, config.sampling.batch_size, shift
+        max(count, 2),
+        section.teacher_guidance,
+        config.sampling.batch_size,
+        shift,
       )
 
     self._slow = slow(section.teacher_steps)
