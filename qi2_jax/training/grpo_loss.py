@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qi2_jax.models import lora, mmdit
+from qi2_jax.models import mmdit
 from qi2_jax.objectives import flow_grpo
 from qi2_jax.training import steps
 from qi2_jax.training.rollout import RolloutConfig
@@ -50,11 +50,12 @@ def score(
   at = transitions(rows)
   count = rows["sigmas_BW"].shape[1] - 1
 
+  # Whoever attaches a LoRA opens `lora.beside_kernels`: twice would add it
+  # twice.
   def apply(condition):
-    with lora.beside_kernels():
-      return module.apply(
-        {"params": params}, at.x, at.sigma_B, per_step(condition, count)
-      )
+    return module.apply(
+      {"params": params}, at.x, at.sigma_B, per_step(condition, count)
+    )
 
   c = apply(rows["condition"])
   u = apply(rows["negative"]) if rollout.hybrid == "full" else None

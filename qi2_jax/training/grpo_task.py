@@ -75,7 +75,8 @@ def training(
     rows, parameters = steps.rows_of(features)
     base = parameters.get(steps.FROZEN)
     params = whole(lora_config, base)(trained)
-    return grpo_loss.score(how, module, params, rows)
+    with lora.beside_kernels():
+      return grpo_loss.score(how, module, params, rows)
 
   if lora_config:
     loss = adapter.lora_loss(loss, lora_config)
