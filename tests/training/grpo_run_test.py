@@ -29,7 +29,7 @@ STEPS = 4
 # Two rewards, two candidates per prompt, two parts of a batch: the reward of
 # call 6 is that of the second part of the third rollout.
 PROGRAM = """
-import os, signal, sys
+import os, signal, sys, time
 import numpy as np
 from experiments import flow_grpo
 from qi2_jax import train
@@ -41,6 +41,9 @@ def bright(images, prompts, references):
   global calls
   calls += 1
   if calls == last:
+    # Checkpoints are written in the background.
+    while not os.path.isdir(workdir + "/checkpoints/2"):
+      time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
   return {"bright": np.asarray([float(i.mean()) for i in images])}
 
@@ -80,7 +83,7 @@ def base(data, tmp_path_factory, one_device):
   config.data.batch_size = 8
   config.num_steps, config.ema_decay = 2, 0.0
   config.preview_every = config.optimizer.warmup_steps = 0
-  config.optimizer.learning_rate = 0.05
+  config.optimizer.learning_rate = 0.005
   assert train.train(config, path) == 0
   return path
 
