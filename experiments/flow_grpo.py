@@ -14,7 +14,7 @@ Variants: `qwen_image_2_1` (a LoRA at 1024 px; needs a pod and a judge in
 it). What to expect of `tiny`: about 4 CPU-seconds a step and the machinery at
 work, so far no better model. At a learning rate of 6e-4 with five trained steps
 the reward fell (0.54 to 0.40 in 51 steps), at 1e-4 to 3e-4 with two or three it
-stayed where it was for 26 to 60 steps: the gradient of 128
+stayed where it was for 32 to 119 steps: the gradient of 128
 images is mostly noise there, and its settings are still to be found. A reward
 that is easy to move, the mean grey level, rose from 238 to 250 of 255 in 25
 steps of 64 images at 3e-4.
