@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 
 from qi2_jax.errors import InputError
-from qi2_jax.models import attention, mmdit
+from qi2_jax.models import attention, mmdit, mmdit_block
 from qi2_jax.models.mmdit import PRESETS, Block, MMDiT, Tokens
 from qi2_jax.parallel.sharding import path_name
 
@@ -156,7 +156,7 @@ def velocity_and_sensitivities(config, x, sigma, cond):
 # Half of the 16 combinations, in which every triple of choices occurs.
 FIELDS = ("attention", "condition_time", "modulation", "gate")
 VARIANTS = [
-  tuple(mmdit.VARIANTS[name][i] for name, i in zip(FIELDS, bits))
+  tuple(mmdit_block.VARIANTS[name][i] for name, i in zip(FIELDS, bits))
   for bits in itertools.product((0, 1), repeat=4)
   if sum(bits) % 2 == 0
 ]
