@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import time
 
 import jax
@@ -368,8 +369,13 @@ def test_an_interrupted_save_waits_for_its_writers(tmp_path, monkeypatch):
   config = tiny_models.VAE
   stats = {"mean": np.zeros(config.z_dim), "std": np.ones(config.z_dim)}
   variables = {"params": {"a": np.zeros(2)}, "latent_stats": stats}
-  with pytest.raises(KeyboardInterrupt):
-    model_folder.save_vae(f"{tmp_path}/vae", config, variables)
+  # Background jobs of a shell start with SIGINT ignored.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    with pytest.raises(KeyboardInterrupt):
+      model_folder.save_vae(f"{tmp_path}/vae", config, variables)
+  finally:
+    signal.signal(signal.SIGINT, before)
   assert len(seen) == 1 and os.listdir(tmp_path) == []
 
 
