@@ -369,7 +369,6 @@ def test_an_interrupted_save_waits_for_its_writers(tmp_path, monkeypatch):
   config = tiny_models.VAE
   stats = {"mean": np.zeros(config.z_dim), "std": np.ones(config.z_dim)}
   variables = {"params": {"a": np.zeros(2)}, "latent_stats": stats}
-  # Background jobs of a shell start with SIGINT ignored.
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
     with pytest.raises(KeyboardInterrupt):
