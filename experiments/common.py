@@ -220,3 +220,21 @@ def make_smoke(config):
   config.preview_every = 40
   config.log_every = 10
   return config
+
+
+def make_four_steps(config):
+  """The least that shows every part of a stage after SFT at work.
+
+  Four steps of one shape; steps of these stages are expensive.
+  """
+  make_smoke(config)
+  config.data.buckets = ((64, 64),)
+  config.num_steps = 4
+  config.data.batch_size = 4
+  config.data.rendered_t2i = 64
+  config.data.rendered_edits = 32
+  config.save_every = 2
+  config.preview_every = 4
+  config.log_every = 1
+  config.optimizer.warmup_steps = 0
+  return config

@@ -130,18 +130,9 @@ def _tiny():
 
 def make_smoke(config):
   """A few steps that show every part at work."""
-  common.make_smoke(config)
-  config.data.buckets = ((64, 64),)
-  config.num_steps = 4
-  config.data.batch_size = 4
-  config.data.rendered_t2i = 64
-  config.data.rendered_edits = 32
+  common.make_four_steps(config)
   config.rl.group = 4
   config.rl.steps = 4
-  config.save_every = 2
-  config.preview_every = 4
-  config.log_every = 1
-  config.optimizer.warmup_steps = 0
   return config
 
 

@@ -65,18 +65,9 @@ def _tiny():
 
 
 def _smoke():
-  config = common.make_smoke(_tiny())
-  config.data.buckets = ((64, 64),)
-  config.num_steps = 4
-  config.data.batch_size = 4
-  config.data.rendered_t2i = 64
-  config.data.rendered_edits = 32
+  config = common.make_four_steps(_tiny())
   config.opd.steps = 4
   config.sampling.guidance = 1.0
-  config.save_every = 2
-  config.preview_every = 4
-  config.log_every = 1
-  config.optimizer.warmup_steps = 0
   return config
 
 
