@@ -97,6 +97,18 @@ def tree_shardings(tree, rules: Rules, mesh: Mesh):
   return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def on_mesh(abstract, rules: Rules, mesh: Mesh):
+  """Shapes and dtypes with the shardings that the rules give them.
+
+  Raises:
+    InputError: an array has no rule.
+  """
+  return jax.tree.map(
+    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+    abstract, tree_shardings(abstract, rules, mesh),
+  )  # fmt: skip
+
+
 def activation_spec(
   shape: Sequence[int], axes: Sequence[str | None], mesh
 ) -> PartitionSpec:

@@ -6,13 +6,16 @@ frozen base, so a step holds neither merged weights nor their gradient.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from flax import traverse_util
 
 from qi2_jax.errors import InputError
-from qi2_jax.models import lora
+from qi2_jax.interop import model_folder
+from qi2_jax.models import lora, mmdit
 from qi2_jax.training import steps
 
 # Those that train an MMDiT.
@@ -88,13 +91,50 @@ def to_lora(config: LoraConfig, factors: dict) -> lora.Lora:
   )
 
 
+def trained(
+  module: mmdit.MMDiT, config: LoraConfig | None
+) -> Callable:  # fmt: skip
+  """`key -> params` of what a run trains.
+
+  Args:
+    module: the MMDiT.
+    config: of a run that trains a LoRA of it.
+  """
+  if config is None:
+    return functools.partial(mmdit.init_params, module)
+  abstract = model_folder.abstract_mmdit(module.config)
+  return functools.partial(init_factors, config, abstract)
+
+
+def rules(config: LoraConfig | None) -> tuple:
+  """Sharding rules of what a run trains and of the MMDiT."""
+  return (*(lora.SHARDING_RULES if config else ()), *mmdit.SHARDING_RULES)
+
+
+def attached(config: LoraConfig | None, base) -> Callable:
+  """`trained -> params` of the MMDiT, for `lora.beside_kernels`.
+
+  Args:
+    config: of a run that trains a LoRA.
+    base: its frozen weights.
+  """
+  if config is None:
+    return lambda params: params
+  return lambda factors: lora.attach(base, to_lora(config, factors))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def merged(config: LoraConfig, base, factors):
+  """The whole model, to sample from."""
+  return lora.merge(base, to_lora(config, factors))
+
+
 def lora_loss(loss: steps.Loss, config: LoraConfig) -> steps.Loss:
   """`loss` as a function of the factors; features hold the base as FROZEN."""
 
   def mean(factors, batch):
-    adapter = to_lora(config, factors)
     rows, frozen = steps.rows_of(batch)
-    params = lora.attach(frozen[steps.FROZEN], adapter)
+    params = attached(config, frozen[steps.FROZEN])(factors)
     with lora.beside_kernels():
       return loss.mean(params, rows)
 

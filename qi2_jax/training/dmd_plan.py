@@ -5,23 +5,19 @@ The counterpart of `program.lower_step`, which is of flow matching.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 
-from qi2_jax.conditioning import encoder
-from qi2_jax.conditioning.layout import num_slots
-from qi2_jax.models import mmdit, vae
+from qi2_jax.models import mmdit
 from qi2_jax.parallel import sharding
 from qi2_jax.training import (
   adapter,
-  build,
   dmd_step,
   dmd_task,
-  lora_task,
   program,
   steps,
+  weights,
 )
 
 
@@ -34,24 +30,12 @@ def abstract_features(config, module: mmdit.MMDiT, references: int, mesh):
     references: reference images per sample, of the bucket's size.
     mesh: where they lie.
   """
-  size = max(map(tuple, config.data.buckets), key=lambda b: b[0] * b[1])
-  factor = vae.PRESETS[config.vae.preset].factor
-  grid = tuple(side // factor for side in size)
-  tokens = config.text.length
-  if references:
-    text_encoder, _ = encoder.built_in(config.text.width)
-    slots = (num_slots(grid),) * references
-    tokens += encoder.num_image_tokens(text_encoder, slots)
   batch = config.data.batch_size
-  rows = program.abstract_features(
-    module.config, batch, grid, tokens, (grid,) * references, mesh
-  )
+  rows = program.largest_features(config, module, references, mesh)
   category = jax.ShapeDtypeStruct(
     (batch,), jnp.int32, sharding=sharding.batch_sharding(mesh)
   )
-  whole = lora_task.on_mesh(
-    dmd_task.abstract_model(module), mmdit.SHARDING_RULES, mesh
-  )
+  whole = weights.placed(module, mesh)
   frozen = {dmd_step.TEACHERS: [whole] * len(dmd_task.teacher_paths(config))}
   if config.lora.rank:
     frozen[dmd_step.BASE] = whole
@@ -78,16 +62,11 @@ def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
   """
   dmd_task.check(config, mesh)
   lora_config = adapter.from_config(config)
-  context = mmdit.PRESETS[config.model.preset].context_dim
-  z_dim = vae.PRESETS[config.vae.preset].z_dim
-  platform = mesh.devices.flat[0].platform
-  module = mmdit.MMDiT(
-    build.mmdit_config(config.model, z_dim, context, platform)
-  )
+  module = program.planned_module(config, mesh)
   start, step = dmd_task.training(config, module, lora_config)
   state = program.abstract_state(
-    dmd_task.trained(module, lora_config), start, dmd_task.rules(lora_config),
-    mesh,
+    adapter.trained(module, lora_config), start,
+    dmd_task.rules(lora_config), mesh,
   )  # fmt: skip
   features = abstract_features(config, module, references, mesh)
   count = functools.partial(
@@ -102,7 +81,7 @@ def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
     "references": references,
     "global_batch": config.data.batch_size,
     "batch_per_update": batch,
-    "bucket": list(max(map(tuple, config.data.buckets), key=math.prod)),
+    "bucket": list(program.largest_bucket(config)),
     "accumulate": 1,
     "batch_per_chip": batch / mesh.size,
     "mesh": dict(mesh.shape),

@@ -10,14 +10,12 @@ import functools
 import itertools
 from collections.abc import Callable
 
-import jax
-import numpy as np
 from absl import logging
 
 from qi2_jax.errors import InputError
 from qi2_jax.flow import backward_simulation, sampler
+from qi2_jax.interop import model_folder
 from qi2_jax.models import lora, mmdit
-from qi2_jax.models.condition import Layout
 from qi2_jax.objectives import dmd
 from qi2_jax.training import (
   adapter,
@@ -28,16 +26,12 @@ from qi2_jax.training import (
   dmd_views,
   frozen,
   optimizer,
+  prompts,
   steps,
   teachers,
   weights,
 )
-from qi2_jax.training.lora_task import on_mesh
-from qi2_jax.training.task import Sample, Task
-
-CATEGORIES = ("t2i", "edit")
-# What a prompt and its empty prompt have in common.
-_SHARED = {"references", "reference_latents", "latents"}
+from qi2_jax.training.task import Task
 
 
 def settings(config) -> dmd_step.DmdConfig:
@@ -80,7 +74,7 @@ def settings(config) -> dmd_step.DmdConfig:
     sampler=section.sampler, ratio=section.ratio,
     teacher_weights_MKC=dmd.teacher_weights(
       section.teacher_weights, len(teacher_paths(config)), len(sigmas),
-      len(CATEGORIES),
+      len(prompts.CATEGORIES),
     ),
   )  # fmt: skip
 
@@ -156,10 +150,8 @@ def networks(
     return one
 
   def student(trained, parameters):
-    if lora_config is None:
-      return trained
-    factors = adapter.to_lora(lora_config, trained)
-    return lora.attach(parameters[dmd_step.BASE], factors)
+    base = parameters.get(dmd_step.BASE)
+    return adapter.attached(lora_config, base)(trained)
 
   def shape(condition):
     positions = condition.layout.target_positions_BN3
@@ -190,33 +182,16 @@ def training(
     dmd_config, networks(module, lora_config), tx, fake_tx, config.ema_decay
   )
   start = functools.partial(
-    dmd_state.create, abstract_model=abstract_model(module), optimizer=tx,
+    dmd_state.create,
+    abstract_model=model_folder.abstract_mmdit(module.config), optimizer=tx,
     fake_optimizer=fake_tx,
   )  # fmt: skip
   return start, step
 
 
-def abstract_model(module: mmdit.MMDiT):
-  """Shapes and dtypes of the parameters."""
-  init = functools.partial(mmdit.init_params, module)
-  return jax.eval_shape(init, jax.random.key(0))
-
-
-def trained(
-  module: mmdit.MMDiT, lora_config: adapter.LoraConfig | None
-) -> Callable:  # fmt: skip
-  """`key -> params` of what the student trains."""
-  if lora_config is None:
-    return functools.partial(mmdit.init_params, module)
-  return functools.partial(
-    adapter.init_factors, lora_config, abstract_model(module)
-  )
-
-
-def rules(lora_config: adapter.LoraConfig | None):
+def rules(lora_config: adapter.LoraConfig | None) -> tuple:
   """Sharding rules of the state."""
-  factors = lora.SHARDING_RULES if lora_config else ()
-  return *dmd_state.SHARDING_RULES, *factors, *mmdit.SHARDING_RULES
+  return *dmd_state.SHARDING_RULES, *adapter.rules(lora_config)
 
 
 def dmd_task(config, workdir: str, mesh) -> Task:
@@ -226,14 +201,12 @@ def dmd_task(config, workdir: str, mesh) -> Task:
   dmd_config = settings(config)
   models = frozen.load(config, workdir, mesh)
   start, step = training(config, models.module, lora_config)
-  placed = on_mesh(
-    abstract_model(models.module), mmdit.SHARDING_RULES, mesh
-  )  # fmt: skip
+  placed = weights.placed(models.module, mesh)
   parameters, show = {}, lambda ema: ema
   if lora_config:
     base = weights.own_base(config.init, workdir, placed)
     parameters[dmd_step.BASE] = base
-    show = functools.partial(_merged, lora_config, base)
+    show = functools.partial(adapter.merged, lora_config, base)
   if lora_config and not config.dmd.teachers:
     parameters[dmd_step.TEACHERS] = [parameters[dmd_step.BASE]]
   else:
@@ -245,10 +218,10 @@ def dmd_task(config, workdir: str, mesh) -> Task:
     dmd_config.sigmas,
   )  # fmt: skip
   views = dmd_views.Views(config, models, parameters[dmd_step.TEACHERS][0])
-  encode = encoder(models)
+  encode = prompts.encoder(models)
   return Task(
-    trained(models.module, lora_config), start, rules(lora_config),
-    transform(models.conditioner),
+    adapter.trained(models.module, lora_config), start, rules(lora_config),
+    prompts.transform(models.conditioner),
     lambda _, batch: encode(batch) | {steps.FROZEN: parameters}, step,
     lambda ema, samples: views.preview(show(ema), samples),
     lambda ema, batches: None, lambda: cached.signature(models),
@@ -256,65 +229,8 @@ def dmd_task(config, workdir: str, mesh) -> Task:
   )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _merged(lora_config: adapter.LoraConfig, base, factors):
-  """The whole student, to sample from."""
-  return lora.merge(base, adapter.to_lora(lora_config, factors))
-
-
 def _watch(views, show: Callable, workdir: str, state) -> None:
   """`Task.watch`: the weights nearest to the teacher are kept."""
   if views.measures:
     value = views.distance(show(state.ema))
     best.keep(workdir, int(state.step), state.ema, value)
-
-
-def transform(conditioner) -> Callable:
-  """`Task.transform`: a prompt, and the empty prompt for guidance."""
-
-  def one(sample: Sample, rng):
-    del rng
-    if cached.is_cached(sample):
-      references = sample["reference_sizes"]
-      prompt, empty = (
-        cached.host(conditioner, sample, no_caption, False)
-        for no_caption in (False, True)
-      )
-    else:
-      references, size = sample["references"], sample["image"].shape[:2]
-      prompt, empty = (
-        conditioner.host(caption, references, size)
-        for caption in (sample["caption"], "")
-      )
-    # Targets are not looked at; references are those of the prompt.
-    prompt.pop("latents", None)
-    for name in _SHARED & empty.keys():
-      del empty[name]
-    category = CATEGORIES.index("edit" if references else "t2i")
-    return {"prompt": prompt, "empty": empty, "category": np.int32(category)}
-
-  return one
-
-
-def encoder(models: frozen.Models) -> Callable:
-  """`Task.encode`: conditions of the prompts and of the empty prompts."""
-  conditioner = models.conditioner
-
-  @jax.jit
-  def encode(parameters, batch):
-    prompt, empty = batch["prompt"], batch["empty"]
-    empty = empty | {k: v for k, v in prompt.items() if k in _SHARED}
-    if "text" in prompt:
-      condition, negative = cached.condition(prompt), cached.condition(empty)
-    else:
-      condition = conditioner.encode(parameters, prompt)
-      negative = condition.replace(
-        text_BTC=conditioner.encode_text(parameters.encoder, empty),
-        layout=Layout(**empty["layout"]),
-      )
-    return {
-      "condition": condition, "negative": negative,
-      "category_B": batch["category"],
-    }  # fmt: skip
-
-  return lambda batch: encode(models.frozen, batch)

@@ -14,7 +14,6 @@ from qi2_jax.rewards import protocol
 from qi2_jax.training import (
   adapter,
   build,
-  dmd_task,
   flow_task,
   frozen,
   grpo_loss,
@@ -26,7 +25,6 @@ from qi2_jax.training import (
   steps,
   weights,
 )
-from qi2_jax.training.lora_task import on_mesh
 from qi2_jax.training.task import Task
 
 
@@ -74,7 +72,7 @@ def training(
   def old(trained, features):
     rows, parameters = steps.rows_of(features)
     base = parameters.get(steps.FROZEN)
-    params = whole(lora_config, base)(trained)
+    params = adapter.attached(lora_config, base)(trained)
     with lora.beside_kernels():
       return grpo_loss.score(how, module, params, rows)
 
@@ -86,15 +84,6 @@ def training(
     loss, tx, config.ema_decay, config.optimizer.accumulate, updates, old
   )
   return functools.partial(state.create, optimizer=tx), step
-
-
-def whole(lora_config: adapter.LoraConfig | None, base) -> Callable:
-  """`trained -> params`: itself, or a base with the factors beside it."""
-  if lora_config is None:
-    return lambda trained: trained
-  return lambda factors: lora.attach(
-    base, adapter.to_lora(lora_config, factors)
-  )
 
 
 @functools.partial(jax.jit, static_argnames=("how", "module"))
@@ -145,26 +134,20 @@ def grpo_task(
   """
   rollout_encode.check(config, mesh)
   lora_config = adapter.from_config(config)
-  judge = rollout_rewards.Judge(
-    config.rewards, rollout_rewards.scores(config.rewards, rewards)
-  )
+  judge = rollout_rewards.judge(config.rewards, rewards)
   models = frozen.load(config, workdir, mesh)
   start, step = training(config, models.module, lora_config)
-  placed = on_mesh(
-    dmd_task.abstract_model(models.module), mmdit.SHARDING_RULES, mesh
-  )
-  base = None
+  placed = weights.placed(models.module, mesh)
+  base = reference = None
   if lora_config:
     base = weights.own_base(config.init, workdir, placed)
-  reference = base
-  if config.rl.kl_weight and not lora_config:
-    reference = weights.initial_params(config.init, placed)
-  elif not config.rl.kl_weight:
-    reference = None
+  if config.rl.kl_weight:
+    reference = base or weights.initial_params(config.init, placed)
   run = rollout_encode.Rollouts(
     config, models, judge,
-    *rollouts(config, models.module, whole(lora_config, base), reference),
-    mesh,
+    *rollouts(
+      config, models.module, adapter.attached(lora_config, base), reference
+    ), mesh,
   )  # fmt: skip
   logging.info(
     "rollout: %d images of each prompt in %d steps, %d of them trained, "
@@ -173,20 +156,13 @@ def grpo_task(
   )  # fmt: skip
   extra = {steps.FROZEN: base} if lora_config else {}
   preview = flow_task.flow_preview(models, config)
-  rules = lora.SHARDING_RULES if lora_config else ()
   return Task(
-    dmd_task.trained(models.module, lora_config), start,
-    (*rules, *mmdit.SHARDING_RULES),
+    adapter.trained(models.module, lora_config), start,
+    adapter.rules(lora_config),
     rollout_encode.transform(models.conditioner),
     lambda s, batch: run(s, batch) | extra, step,
     lambda ema, samples: preview(
-      _merged(lora_config, base, ema) if lora_config else ema, samples
+      adapter.merged(lora_config, base, ema) if lora_config else ema, samples
     ),
     lambda ema, batches: None, record=run.record, restore=run.restore,
   )  # fmt: skip
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _merged(lora_config: adapter.LoraConfig, base, factors):
-  """The whole policy, to sample from."""
-  return lora.merge(base, adapter.to_lora(lora_config, factors))

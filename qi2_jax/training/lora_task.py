@@ -7,7 +7,7 @@ import jax
 from absl import logging
 
 from qi2_jax.models import lora
-from qi2_jax.parallel.sharding import tree_shardings
+from qi2_jax.parallel import sharding
 from qi2_jax.training import adapter, program, steps, weights
 from qi2_jax.training.task import Task
 
@@ -35,16 +35,12 @@ def adapted(
     lambda: adapter.init_factors(lora_config, abstract, jax.random.key(0))
   )
   base = weights.own_base(
-    config.init, workdir, on_mesh(abstract, task.rules, mesh)
+    config.init, workdir, sharding.on_mesh(abstract, task.rules, mesh)
   )
   logging.info(
     "training a LoRA of rank %d: %d kernels of the frozen %s",
     lora_config.rank, len(jax.tree.leaves(fresh)) // 2, config.init,
   )  # fmt: skip
-
-  @jax.jit
-  def merged(base, factors):
-    return lora.merge(base, adapter.to_lora(lora_config, factors))
 
   loss = adapter.lora_loss(loss, lora_config)
   start, step = program.gradient_training(config, loss)
@@ -56,13 +52,7 @@ def adapted(
     encode=lambda s, batch: task.encode(s, batch) | {steps.FROZEN: base},
     step=step,
     loss=loss,
-    preview=lambda ema, samples: task.preview(merged(base, ema), samples),
+    preview=lambda ema, samples: task.preview(
+      adapter.merged(lora_config, base, ema), samples
+    ),
   )
-
-
-def on_mesh(abstract, rules, mesh):
-  """Shapes and dtypes with the shardings that the rules give them."""
-  return jax.tree.map(
-    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-    abstract, tree_shardings(abstract, rules, mesh),
-  )  # fmt: skip

@@ -151,9 +151,7 @@ def nft_task(
     rewards: those that need no model, by name.
   """
   check(config, mesh)
-  judge = rollout_rewards.Judge(
-    config.rewards, rollout_rewards.scores(config.rewards, rewards)
-  )
+  judge = rollout_rewards.judge(config.rewards, rewards)
   models = frozen.load(config, workdir, mesh)
   start, step = program.gradient_training(
     config, loss(models.module, config.rl.beta, config.rewards.clip)

@@ -22,16 +22,16 @@ from qi2_jax.objectives import opd
 from qi2_jax.training import (
   adapter,
   build,
-  dmd_task,
   flow_task,
   frozen,
   grpo_loss,
   program,
+  prompts,
   rollout,
   steps,
   teachers,
+  weights,
 )
-from qi2_jax.training.lora_task import on_mesh
 from qi2_jax.training.task import Task
 
 # Keeps the walk's randomness apart from that of the step.
@@ -89,7 +89,7 @@ def encoder(config, models: frozen.Models, params: list) -> Callable:
     1, config.opd.steps, False, build.shift_config(config.flow.shift)
   )
   walk = rollout.ode_program(how, models.module, lambda trained: trained)
-  encode = dmd_task.encoder(models)
+  encode = prompts.encoder(models)
   root = jax.random.fold_in(jax.random.key(config.seed), _STREAM)
 
   def features(train_state, batch):
@@ -129,14 +129,12 @@ def opd_task(config, workdir: str, mesh) -> Task:
   """On-policy distillation of one or two teachers into an MMDiT."""
   check(config)
   models = frozen.load(config, workdir, mesh)
-  placed = on_mesh(
-    dmd_task.abstract_model(models.module), mmdit.SHARDING_RULES, mesh
-  )
+  placed = weights.placed(models.module, mesh)
   params = teachers.load(tuple(config.opd.teachers), workdir, placed)
   start, step = program.gradient_training(config, loss(models.module))
   return Task(
     functools.partial(mmdit.init_params, models.module), start,
-    mmdit.SHARDING_RULES, dmd_task.transform(models.conditioner),
+    mmdit.SHARDING_RULES, prompts.transform(models.conditioner),
     encoder(config, models, params), step,
     flow_task.flow_preview(models, config), lambda ema, batches: None,
   )  # fmt: skip

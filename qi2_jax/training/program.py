@@ -10,6 +10,7 @@ P prefix tokens, C encoder width, Z latent channels.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -67,10 +68,7 @@ def abstract_state(
     InputError: a parameter has no sharding rule.
   """
   abstract = jax.eval_shape(lambda: start(init(jax.random.key(0))))
-  return jax.tree.map(
-    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-    abstract, sharding.tree_shardings(abstract, rules, mesh),
-  )  # fmt: skip
+  return sharding.on_mesh(abstract, rules, mesh)
 
 
 def shardings_of(tree):
@@ -160,6 +158,36 @@ def abstract_features(
   return {"latents_BNZ": array(count, channels), "condition": condition}
 
 
+def planned_module(config, mesh) -> mmdit.MMDiT:
+  """The MMDiT of a plan; its text states are as wide as the preset's."""
+  z_dim = vae.PRESETS[config.vae.preset].z_dim
+  context = mmdit.PRESETS[config.model.preset].context_dim
+  platform = mesh.devices.flat[0].platform
+  return mmdit.MMDiT(build.mmdit_config(config.model, z_dim, context, platform))
+
+
+def largest_bucket(config) -> Grid:
+  """(height, width) in pixels of the config's largest bucket by area."""
+  return max(map(tuple, config.data.buckets), key=math.prod)
+
+
+def largest_features(config, module: mmdit.MMDiT, references: int, mesh):
+  """`abstract_features` of the config's largest bucket and whole batch.
+
+  Args:
+    config: of the run.
+    module: the MMDiT.
+    references: reference images per sample, of the bucket's size.
+    mesh: where they lie.
+  """
+  factor = vae.PRESETS[config.vae.preset].factor
+  grid = tuple(side // factor for side in largest_bucket(config))
+  return abstract_features(
+    module.config, config.data.batch_size, grid,
+    _text_tokens(config.text, grid, references), (grid,) * references, mesh,
+  )  # fmt: skip
+
+
 def _text_tokens(config, grid, references: int) -> int:
   """Encoder tokens of a prompt; tags as the built-in tokenizer counts them."""
   if not references:
@@ -217,36 +245,26 @@ def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
   """
   batch, parts = config.data.batch_size, config.optimizer.accumulate
   steps.check_batch(batch, parts, mesh)
-  latents = vae.PRESETS[config.vae.preset]
-  size = max((tuple(b) for b in config.data.buckets), key=lambda b: b[0] * b[1])
-  grid = tuple(side // latents.factor for side in size)
-  context = mmdit.PRESETS[config.model.preset].context_dim
-  model = build.mmdit_config(
-    config.model, latents.z_dim, context, mesh.devices.flat[0].platform
-  )
-  module = mmdit.MMDiT(model)
+  module = planned_module(config, mesh)
   start, step = gradient_training(config, flow_loss(config, module))
   train_state = abstract_state(
     functools.partial(mmdit.init_params, module), start, mmdit.SHARDING_RULES,
     mesh,
   )  # fmt: skip
-  features = abstract_features(
-    model, batch, grid, _text_tokens(config.text, grid, references),
-    (grid,) * references, mesh,
-  )  # fmt: skip
+  features = largest_features(config, module, references, mesh)
   tokens = _tokens_of(features)
-  work = mmdit_flops.step_flops(model, tokens, batch)
+  work = mmdit_flops.step_flops(module.config, tokens, batch)
   facts = {
     "parameters": sum(x.size for x in jax.tree.leaves(train_state.params)),
-    "bucket": list(size),
+    "bucket": list(largest_bucket(config)),
     "references": references,
     "tokens": {"prefix": tokens.prefix, "target": tokens.target},
     "global_batch": batch,
     "accumulate": parts,
     "batch_per_chip": batch / parts / mesh.size,
     "mesh": dict(mesh.shape),
-    "remat": model.remat,
-    "kernel": model.kernel,
+    "remat": module.config.remat,
+    "kernel": module.config.kernel,
     "analytic_flops_per_step": work.executed,
     "model_flops_per_step": work.model,
   }

@@ -21,10 +21,10 @@ from qi2_jax.errors import InputError
 from qi2_jax.models import vae_tiling
 from qi2_jax.parallel import distributed
 from qi2_jax.training import (
-  dmd_task,
   frozen,
   grpo_loss,
   prompt_choice,
+  prompts,
   rollout,
   rollout_rewards,
   steps,
@@ -63,9 +63,9 @@ def check(config, mesh) -> None:
 
 def transform(conditioner) -> Callable:
   """`Task.transform`: prompt, empty prompt, and what rewards need."""
-  prompts = dmd_task.transform(conditioner)
+  pair = prompts.transform(conditioner)
   return lambda sample, rng: (
-    prompts(sample, rng) | (rollout_rewards.host_fields(sample))
+    pair(sample, rng) | rollout_rewards.host_fields(sample)
   )
 
 
@@ -89,7 +89,7 @@ class Rollouts:
     self._config, self._models, self._mesh = config, models, mesh
     self._judge, self._run, self._finish = judge, run, finish
     self._group = config.rl.group
-    self._encode = dmd_task.encoder(models)
+    self._encode = prompts.encoder(models)
     self._key = jax.random.fold_in(jax.random.key(config.seed), _STREAM)
     self._choice = prompt_choice.PromptChoice(config.rl.prompt_floor)
 

@@ -118,6 +118,11 @@ def scores(config, built_in: Mapping[str, protocol.Score]) -> dict:
   return found
 
 
+def judge(config, rewards: Mapping[str, protocol.Score]) -> "Judge":
+  """The judge of `config.rewards`, see `scores`."""
+  return Judge(config, scores(config, rewards))
+
+
 def built_in(check: rules.Check, edit_scores: rules.EditScores) -> dict:
   """The rewards without a model, by name."""
   return {

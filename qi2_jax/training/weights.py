@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from qi2_jax.errors import InputError
 from qi2_jax.interop import model_folder
-from qi2_jax.models import lora, vae
+from qi2_jax.models import lora, mmdit, vae
 from qi2_jax.parallel import distributed, sharding
 from qi2_jax.training import adapter, checkpoints
 
@@ -102,6 +102,12 @@ def _read(path: str, store, step: int | None, read: Callable):
     )
   step, value = found
   return value, step
+
+
+def placed(module: mmdit.MMDiT, mesh):
+  """Shapes, dtypes and shardings of an MMDiT's parameters on a mesh."""
+  abstract = model_folder.abstract_mmdit(module.config)
+  return sharding.on_mesh(abstract, mmdit.SHARDING_RULES, mesh)
 
 
 def run_params(path: str, store, step: int | None, abstract):

@@ -33,6 +33,7 @@ from qi2_jax.training import (
   dmd_views,
   frozen,
   program,
+  prompts,
   steps,
   teachers,
   weights,
@@ -150,8 +151,8 @@ def test_a_sample_brings_its_empty_prompt_and_category(run):
   models = frozen.Models(
     loaded.model, loaded.conditioner, loaded.conditioner.vae, loaded.frozen
   )
-  transform = dmd_task.transform(models.conditioner)
-  encode = dmd_task.encoder(models)
+  transform = prompts.transform(models.conditioner)
+  encode = prompts.encoder(models)
   rng = np.random.default_rng(0)
   reference = rng.integers(0, 256, (64, 64, 4), np.uint8)
 
@@ -188,8 +189,8 @@ def test_cached_features_take_the_place_of_pixels(run):
   models = frozen.Models(
     loaded.model, conditioner, conditioner.vae, loaded.frozen
   )
-  transform = dmd_task.transform(conditioner)
-  encode = dmd_task.encoder(models)
+  transform = prompts.transform(conditioner)
+  encode = prompts.encoder(models)
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (64, 64, 4), np.uint8)
   system = encoder.num_system_tokens(conditioner.encoder)
@@ -288,7 +289,7 @@ def sharded_step(spec, count):
   mesh = create_mesh(dict(spec), jax.devices()[:count])
   start, step = dmd_task.training(config, MODEL, lora_config)
   teacher = tiny_models.mmdit_params(MODEL)
-  state = start(dmd_task.trained(MODEL, lora_config)(jax.random.key(1)))
+  state = start(adapter.trained(MODEL, lora_config)(jax.random.key(1)))
   places = sharding.tree_shardings(state, dmd_task.rules(lora_config), mesh)
   whole = sharding.tree_shardings(teacher, mmdit.SHARDING_RULES, mesh)
   params = jax.device_put(teacher, whole)
