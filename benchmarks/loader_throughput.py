@@ -30,7 +30,6 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import json
 import os
 import tempfile
 import time
@@ -49,7 +48,7 @@ from data_pipelines.shapes.generate import Options, generate
 from experiments import common, pretrain
 from qi2_jax import cli
 from qi2_jax.errors import InputError
-from qi2_jax.evaluation import environment
+from qi2_jax.evaluation import environment, store
 from qi2_jax.training import build
 from qi2_jax.training.flow_task import flow_transform
 
@@ -278,9 +277,7 @@ def main() -> int:
       "machine": environment.machine(),
       "versions": environment.versions(),
     }
-    with open(f"{values.json}.tmp", "w", encoding="utf-8") as file:
-      file.write(json.dumps(content, indent=2) + "\n")
-    os.replace(f"{values.json}.tmp", values.json)
+    store.write_json(values.json, content)
   return int(result.wait_share > values.max_wait)
 
 

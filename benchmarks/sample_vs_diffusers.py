@@ -16,19 +16,17 @@ add to it, and they slow the two sides unequally. Medians are in the JSON.
 """
 
 import dataclasses
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable
-from importlib import metadata
 
 import numpy as np
 from absl import flags
 
 from qi2_jax import cli
 from qi2_jax.errors import InputError
-from qi2_jax.evaluation import environment
+from qi2_jax.evaluation import environment, store
 
 # Outputs further apart than this are not the same computation.
 TOLERANCE = 1e-4
@@ -157,23 +155,13 @@ def markdown(results: list[Result]) -> str:
 
 def report(results: list[Result], values) -> dict:
   """Everything needed to read the numbers later."""
-  versions = environment.versions()
-  for name in ("torch", "diffusers"):
-    versions[name] = metadata.version(name)
   names = ("size", "layers", "width", "text", "steps", "vae_width", "repeats")
   return {
     "machine": environment.machine(),
-    "versions": versions,
+    "versions": environment.versions("torch", "diffusers"),
     "flags": {name: getattr(values, name) for name in names},
     "results": [dataclasses.asdict(r) for r in results],
   }
-
-
-def write(path: str, text: str) -> None:
-  """Writes a file whole or not at all."""
-  with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-    file.write(text)
-  os.replace(f"{path}.tmp", path)
 
 
 def main() -> int:
@@ -205,9 +193,9 @@ def main() -> int:
   table = markdown(results)
   print(f"\n{table}")
   if values.json:
-    write(values.json, json.dumps(report(results, values), indent=2) + "\n")
+    store.write_json(values.json, report(results, values))
   if values.markdown:
-    write(values.markdown, table)
+    store.write_text(values.markdown, table)
   return 0
 
 

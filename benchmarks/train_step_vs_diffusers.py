@@ -22,18 +22,15 @@ two CPU cores and take about three minutes there.
 """
 
 import dataclasses
-import json
-import os
 import statistics
 import time
-from importlib import metadata
 
 from absl import flags
-from sample_vs_diffusers import devices, write
+from sample_vs_diffusers import devices
 
 from qi2_jax import cli
 from qi2_jax.errors import InputError
-from qi2_jax.evaluation import environment
+from qi2_jax.evaluation import environment, store
 
 # All ours. small: two CPU cores. medium and large (0.7 and 3 B parameters)
 # hold both sides' weights, gradients and moments in about 23 and 96 GB.
@@ -125,14 +122,6 @@ def known_peak(kind: str, dtype: str) -> float | None:
   return next((p for name, p in PEAKS.items() if name in kind), None)
 
 
-def cores() -> int:
-  """CPU cores that this process may use, as XLA counts them too."""
-  try:
-    return len(os.sched_getaffinity(0))
-  except AttributeError:  # not on macOS
-    return os.cpu_count() or 1
-
-
 def check(race, dtype: str) -> tuple[dict, dict]:
   """Runs the first steps; returns `(losses, seconds of the first)` by side.
 
@@ -221,9 +210,6 @@ def markdown(found: list[Result]) -> str:
 
 def report(found, race, values, device: str, peak) -> dict:
   """Everything needed to read the numbers later."""
-  versions = environment.versions()
-  for name in ("torch", "diffusers"):
-    versions[name] = metadata.version(name)
   names = (
     *PRESETS["small"], "preset", "dtype", "remat", "learning_rate", "repeats",
   )  # fmt: skip
@@ -231,7 +217,7 @@ def report(found, race, values, device: str, peak) -> dict:
     "machine": environment.machine(),
     "device": device,
     "peak_tflops": peak,
-    "versions": versions,
+    "versions": environment.versions("torch", "diffusers"),
     "flags": {name: getattr(values, name) for name in names},
     "kernel": race.kernel,
     "parameters": race.parameters,
@@ -261,7 +247,7 @@ def main() -> int:
   jax.config.update("jax_enable_compilation_cache", False)
   if values.dtype == "float32":
     jax.config.update("jax_default_matmul_precision", "highest")
-  torch.set_num_threads(cores())
+  torch.set_num_threads(environment.cores())
   race = train_cases.race(values, device, torch_device)
   tokens = (values.size // 16) ** 2
   print(
@@ -275,8 +261,7 @@ def main() -> int:
   found = results(race, times, losses, first, values.batch, peak)
   print(f"\n{markdown(found)}")
   if values.json:
-    made = report(found, race, values, name, peak)
-    write(values.json, json.dumps(made, indent=2) + "\n")
+    store.write_json(values.json, report(found, race, values, name, peak))
   return 0
 
 

@@ -23,7 +23,6 @@ as training does.
 import copy
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 import time
@@ -35,6 +34,7 @@ from ml_collections import config_flags
 
 from qi2_jax import cli
 from qi2_jax.errors import InputError
+from qi2_jax.evaluation import store
 from qi2_jax.parallel import chips, hlo, hlo_costs
 from qi2_jax.parallel import mesh as mesh_lib
 from qi2_jax.training import dmd_plan, program
@@ -299,13 +299,6 @@ def describe(p: dict) -> str:
   return "\n".join(out)
 
 
-def _write(path: str, value) -> None:
-  with open(path + ".tmp", "w") as file:
-    json.dump(value, file, indent=2)
-    file.write("\n")
-  os.replace(path + ".tmp", path)
-
-
 def _define_flags():
   config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. experiments/pretrain.py:512."
@@ -346,7 +339,7 @@ def main() -> int:
     print(describe(result))
     fits = result["fits"]
   if f.json:
-    _write(f.json, result)
+    store.write_json(f.json, result)
   return 0 if fits else 1
 
 

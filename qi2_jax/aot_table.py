@@ -22,6 +22,7 @@ from absl import flags, logging
 
 from qi2_jax import cli
 from qi2_jax.errors import InputError
+from qi2_jax.evaluation import store
 
 BEGIN, END = "<!-- plans: begin -->", "<!-- plans: end -->"
 _PRETRAIN = "experiments/pretrain.py"
@@ -188,10 +189,7 @@ def write(doc: str, text: str) -> None:
   pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
   if not pattern.search(old):
     raise InputError(f"{doc} lacks the lines {BEGIN} and {END}; add them.")
-  new = pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", old)
-  with open(doc + ".tmp", "w", encoding="utf-8") as file:
-    file.write(new)
-  os.replace(doc + ".tmp", doc)
+  store.write_text(doc, pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", old))
 
 
 def _define_flags():

@@ -13,10 +13,14 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def versions() -> dict[str, str]:
-  """Versions of Python, the code (git commit) and the packages in use."""
+def versions(*more: str) -> dict[str, str]:
+  """Versions of Python, the code (git commit) and the packages in use.
+
+  Args:
+    *more: packages beyond those of every run.
+  """
   found = {"python": platform.python_version(), "commit": _commit()}
-  for name in _PACKAGES:
+  for name in (*_PACKAGES, *more):
     try:
       found[name] = metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -36,13 +40,17 @@ def _commit() -> str:
   return done.stdout.strip() or "unknown"
 
 
+def cores() -> int:
+  """CPU cores that this process may use, as XLA counts them too."""
+  try:
+    return len(os.sched_getaffinity(0))
+  except AttributeError:  # not on macOS
+    return os.cpu_count() or 1
+
+
 def machine() -> str:
   """System, processor and number of CPUs in one line."""
-  try:
-    count = len(os.sched_getaffinity(0))
-  except AttributeError:  # not on macOS
-    count = os.cpu_count() or 1
-  return f"{platform.system()} {platform.machine()}, {_cpu()}, {count} CPUs"
+  return f"{platform.system()} {platform.machine()}, {_cpu()}, {cores()} CPUs"
 
 
 def _cpu() -> str:

@@ -65,14 +65,15 @@ def create(folder: str | os.PathLike) -> pathlib.Path:
   return path
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
+def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a file that is either complete or as it was."""
+  path = pathlib.Path(path)
   temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
   temporary.write_text(text, encoding="utf-8")
   os.replace(temporary, path)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: str | os.PathLike, value: Any) -> None:
   """Writes JSON that is either complete or as it was."""
   write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 

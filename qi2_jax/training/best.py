@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
+from qi2_jax.evaluation.store import write_json
 from qi2_jax.parallel import distributed
 from qi2_jax.training import checkpoints
 
@@ -93,7 +94,4 @@ def _complete(workdir: str, folder: str, step: int, value: float) -> None:
   for name in _FILES:
     if os.path.isfile(os.path.join(workdir, name)):
       shutil.copy(os.path.join(workdir, name), os.path.join(folder, name))
-  path = os.path.join(folder, "best.json")
-  with open(path + ".tmp", "w", encoding="utf-8") as file:
-    json.dump({"step": step, "value": value}, file)
-  os.replace(path + ".tmp", path)
+  write_json(os.path.join(folder, "best.json"), {"step": step, "value": value})

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 
 from qi2_jax.errors import InputError
+from qi2_jax.evaluation.store import write_json
 from qi2_jax.interop import model_folder
 from qi2_jax.parallel import distributed
 from qi2_jax.training import checkpoints, weights
@@ -76,6 +77,4 @@ def _read(workdir: str) -> list[weights.Base]:
 
 def _write(workdir: str, bases: list[weights.Base]) -> None:
   path = os.path.join(workdir, _FILE)
-  with open(path + ".tmp", "w", encoding="utf-8") as file:
-    json.dump([dataclasses.asdict(base) for base in bases], file, indent=2)
-  os.replace(path + ".tmp", path)
+  write_json(path, [dataclasses.asdict(base) for base in bases])

@@ -17,6 +17,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from qi2_jax.errors import InputError
+from qi2_jax.evaluation.store import write_json
 from qi2_jax.interop import model_folder
 from qi2_jax.models import lora, mmdit, vae
 from qi2_jax.parallel import distributed, sharding
@@ -274,6 +275,4 @@ def _read_base(workdir: str) -> Base | None:
 
 def _write_base(workdir: str, base: Base) -> None:
   path = os.path.join(workdir, _BASE_FILE)
-  with open(path + ".tmp", "w", encoding="utf-8") as file:
-    json.dump(dataclasses.asdict(base), file, indent=2)
-  os.replace(path + ".tmp", path)
+  write_json(path, dataclasses.asdict(base))
