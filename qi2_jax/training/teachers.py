@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from qi2_jax.errors import InputError
 from qi2_jax.evaluation.store import write_json
-from qi2_jax.interop import model_folder
 from qi2_jax.parallel import distributed
 from qi2_jax.training import checkpoints, weights
 
@@ -39,8 +38,8 @@ def load(paths: Sequence[str], workdir: str, abstract) -> list:
     )
   out, bases = [], []
   for i, path in enumerate(map(os.path.abspath, paths)):
-    step = known[i].step if known else _newest(path)
-    params = weights.initial_params(path, abstract, step)
+    step = known[i].step if known else None
+    params, step = weights.initial(path, abstract, step)
     base = weights.Base(path, step, weights.checksum(params))
     if known and known[i].checksum != base.checksum:
       raise InputError(
@@ -52,15 +51,6 @@ def load(paths: Sequence[str], workdir: str, abstract) -> list:
   if bases != known:
     distributed.on_first(lambda: _write(workdir, bases))
   return out
-
-
-def _newest(path: str) -> int | None:
-  if model_folder.is_pipeline_folder(path):
-    return None
-  store = checkpoints.CheckpointStore(path, read_only=True)
-  step = store.latest()
-  store.close()
-  return step
 
 
 def _read(workdir: str) -> list[weights.Base]:

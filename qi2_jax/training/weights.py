@@ -52,10 +52,10 @@ def initial_params(path: str, abstract, step: int | None = None):
   Raises:
     InputError: the path holds neither, or another model.
   """
-  return _initial(path, abstract, step)[0]
+  return initial(path, abstract, step)[0]
 
 
-def _initial(path: str, abstract, step: int | None):
+def initial(path: str, abstract, step: int | None = None):
   """`(params, step)` as `initial_params`; of a folder the step is None."""
   if "encoder" in abstract and not checkpoints.has_checkpoint(path):
     return _vae_params(path, abstract), None
@@ -198,7 +198,7 @@ def own_base(init: str, workdir: str, abstract):
         f"config.init={init} is itself a LoRA run; export it to a folder with "
         "python -m qi2_jax.convert export and start from that."
       )
-    params, step = _initial(init, abstract, None)
+    params, step = initial(init, abstract)
     new = Base(init, step, checksum(params))
   else:
     new = dataclasses.replace(old, path=init)
