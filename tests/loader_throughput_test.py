@@ -1,30 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loader benchmark's bookkeeping, on a clock that the test turns."""
 
-import importlib.util
 import itertools
 import json
 import pathlib
-import sys
 import types
 
+import benchmark_program
 import numpy as np
 import pytest
 
 from data_pipelines import records
 from qi2_jax.errors import InputError
 
-PATH = pathlib.Path(__file__).parent.parent / "benchmarks/loader_throughput.py"
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def program():
-  spec = importlib.util.spec_from_file_location("loader_throughput", PATH)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules["loader_throughput"] = module
-  spec.loader.exec_module(module)
-  yield module
-  del sys.modules["loader_throughput"]
+  with benchmark_program.loaded("loader_throughput") as module:
+    yield module
 
 
 class Clock:
@@ -70,7 +65,7 @@ def test_the_default_step_is_the_roofline_of_one_host(program):
   assert program.step_seconds(1024, 512) == 88.4
   with pytest.raises(InputError, match="give --step_seconds"):
     program.step_seconds(2048, 1)
-  text = (PATH.parent.parent / "docs/scale.md").read_text()
+  text = (ROOT / "docs/scale.md").read_text()
   for side in program.ROOFLINE_S:
     assert program.common.BATCH_SIZES[side] % program.HOSTS == 0
     assert f"{program.common.BATCH_SIZES[side]:,}" in text

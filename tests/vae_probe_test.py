@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The probe of latents: a known answer, and a teacher that loads again."""
 
-import importlib.util
-import pathlib
-import sys
-
+import benchmark_program
 import jax
 import numpy as np
 import pytest
@@ -14,17 +11,11 @@ from qi2_jax.errors import InputError
 from qi2_jax.interop import dinov2 as files
 from qi2_jax.models import dinov2
 
-PATH = pathlib.Path(__file__).parent.parent / "benchmarks/vae_probe.py"
-
 
 @pytest.fixture(scope="module")
 def program():
-  spec = importlib.util.spec_from_file_location("vae_probe", PATH)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules["vae_probe"] = module
-  spec.loader.exec_module(module)
-  yield module
-  del sys.modules["vae_probe"]
+  with benchmark_program.loaded("vae_probe") as module:
+    yield module
 
 
 def test_a_linear_attribute_is_found_and_noise_is_not(program):

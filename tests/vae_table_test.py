@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of VAEs on tiny random models of several diffusers classes."""
 
-import importlib.util
-import pathlib
-import sys
-
+import benchmark_program
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,17 +11,12 @@ from qi2_jax import evaluate_vae
 from qi2_jax.errors import InputError
 
 diffusers = pytest.importorskip("diffusers")
-PATH = pathlib.Path(__file__).parent.parent / "benchmarks/vae_table.py"
 
 
 @pytest.fixture(scope="module")
 def program():
-  spec = importlib.util.spec_from_file_location("vae_table", PATH)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules["vae_table"] = module
-  spec.loader.exec_module(module)
-  yield module
-  del sys.modules["vae_table"]
+  with benchmark_program.loaded("vae_table") as module:
+    yield module
 
 
 def kl():

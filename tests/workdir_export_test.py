@@ -6,8 +6,8 @@ import os
 import jax
 import numpy as np
 import pytest
+import short_runs
 
-from data_pipelines.shapes.generate import Options, generate
 from experiments import pretrain, sft
 from qi2_jax import convert, train
 from qi2_jax.errors import InputError
@@ -24,21 +24,12 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  path = str(tmp_path_factory.mktemp("data") / "shapes")
-  generate(path, Options(t2i=16, edits=16, sizes=((64, 64),)), workers=1)
-  return path
+  return short_runs.render(tmp_path_factory.mktemp("data") / "shapes", 16, 16)
 
 
 def short(module, data, **fields):
-  config = module.get_config("tiny")
-  config.data.path = data
-  config.data.buckets = ((64, 64),)
-  config.data.batch_size = 8
-  config.num_steps = 2
-  config.save_every = config.preview_every = 0
-  with config.unlocked():
-    config.update_from_flattened_dict(fields)
-  return config
+  fields = {"num_steps": 2, "save_every": 0} | fields
+  return short_runs.config(module, data, **fields)
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,9 @@
 import json
 import pathlib
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+import short_runs
 from ml_collections import ConfigDict
 
 from data_pipelines.loader.config import Phase, Resolution
@@ -67,15 +66,6 @@ def watch(monkeypatch, killed_at=None):
   return seen
 
 
-def arrays_of(workdir, step):
-  with ocp.PyTreeCheckpointer() as reader:
-    tree = reader.restore(workdir / "checkpoints" / str(step) / "state")
-  return {
-    jax.tree_util.keystr(k): np.asarray(v)
-    for k, v in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
 def losses(workdir: pathlib.Path):
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   return {row["step"]: row["loss"] for row in map(json.loads, lines)}
@@ -107,7 +97,7 @@ def test_two_resolutions_train_and_resume_over_the_border(
     again = watch(patch)
     assert train.train(short(), str(broken)) == 0
   assert again["shapes"] == seen["shapes"][3:]
-  expected, actual = arrays_of(whole, 9), arrays_of(broken, 9)
+  expected, actual = short_runs.arrays(whole, 9), short_runs.arrays(broken, 9)
   assert expected.keys() == actual.keys()
   for name, value in expected.items():
     np.testing.assert_array_equal(actual[name], value, err_msg=name)

@@ -9,13 +9,10 @@ import os
 import pathlib
 
 import dmd_workdir
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+import short_runs
 
-from data_pipelines.shapes.generate import Options, generate
-from experiments import pretrain
 from qi2_jax import convert, train
 from qi2_jax.errors import InputError
 from qi2_jax.pipeline import Pipeline
@@ -25,25 +22,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  path = str(tmp_path_factory.mktemp("data") / "shapes")
-  generate(path, Options(t2i=16, edits=8, sizes=((64, 64),)), workers=1)
-  return path
+  return short_runs.render(tmp_path_factory.mktemp("data") / "shapes", 16, 8)
 
 
 @pytest.fixture(scope="module")
 def base(data, tmp_path_factory, one_device):
   """A teacher whose head does not stay at zero."""
-  path = str(tmp_path_factory.mktemp("base") / "pretrain")
-  config = pretrain.get_config("tiny")
-  config.data.path = data
-  config.data.buckets = ((64, 64),)
-  config.data.batch_size = 8
-  config.data.ti2i = 0.0
-  config.num_steps, config.ema_decay = 2, 0.0
-  config.preview_every = config.optimizer.warmup_steps = 0
-  config.optimizer.learning_rate = 0.05
-  assert train.train(config, path) == 0
-  return path
+  path = tmp_path_factory.mktemp("base") / "pretrain"
+  return short_runs.pretrained(path, data, 0.05, **{"data.ti2i": 0.0})
 
 
 def short(data, base, **fields):
@@ -64,16 +50,6 @@ def run(data, base, tmp_path_factory):
   return path
 
 
-def saved(path: str):
-  """Every array of the newest checkpoint, by path."""
-  steps = [int(s) for s in os.listdir(f"{path}/checkpoints") if s.isdigit()]
-  place = os.path.abspath(f"{path}/checkpoints/{max(steps)}/state")
-  with ocp.PyTreeCheckpointer() as reader:
-    tree = reader.restore(place)
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves}
-
-
 def test_a_run_writes_what_the_stage_promises(run, base):
   rows = [
     json.loads(line)
@@ -84,7 +60,7 @@ def test_a_run_writes_what_the_stage_promises(run, base):
   assert names <= rows[-1].keys()
   assert all(np.isfinite(list(r.values())).all() for r in rows)
   assert len(list(pathlib.Path(run, "samples").glob("*.png"))) == 3
-  arrays = saved(run)
+  arrays = short_runs.arrays(run)
   for part in ("params", "ema", "opt_state", "fake", "fake_opt_state"):
     moved = [v for k, v in arrays.items() if k.startswith(f"['{part}']")]
     assert any(np.any(v) for v in moved) and len(moved) > 10
@@ -141,7 +117,7 @@ def test_resume_is_bit_identical(
     config = short(data, base)
     pathlib.Path(broken, "config.json").write_text(config.to_json())
   assert train.train(config, broken) == 0
-  expected, actual = saved(whole), saved(broken)
+  expected, actual = short_runs.arrays(whole), short_runs.arrays(broken)
   assert expected.keys() == actual.keys()
   for name, value in expected.items():
     np.testing.assert_array_equal(actual[name], value, err_msg=name)
@@ -160,7 +136,7 @@ def check_adapter(base, run, tmp_path):
   ours, theirs, before = (tree_at(tree, kernel) for tree in trees)
   np.testing.assert_allclose(theirs, ours, atol=1e-6)
   assert np.abs(np.asarray(ours) - before).max() > 1e-5
-  names = [n for n in saved(run) if n.startswith("['params']")]
+  names = [n for n in short_runs.arrays(run) if n.startswith("['params']")]
   assert names and all(n.endswith(("['a']", "['b']")) for n in names)
 
 

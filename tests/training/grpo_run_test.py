@@ -12,13 +12,11 @@ import signal
 import subprocess
 import sys
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+import short_runs
 
-from data_pipelines.shapes.generate import Options, generate
-from experiments import flow_grpo, pretrain
+from experiments import flow_grpo
 from qi2_jax import train
 from qi2_jax.pipeline import Pipeline
 
@@ -68,34 +66,21 @@ sys.exit(train.train(config, workdir))
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  path = str(tmp_path_factory.mktemp("data") / "shapes")
-  generate(path, Options(t2i=32, edits=16, sizes=((64, 64),)), workers=1)
-  return path
+  return short_runs.render(tmp_path_factory.mktemp("data") / "shapes", 32, 16)
 
 
 @pytest.fixture(scope="module")
 def base(data, tmp_path_factory, one_device):
   """A model whose head does not stay at zero."""
-  path = str(tmp_path_factory.mktemp("base") / "pretrain")
-  config = pretrain.get_config("tiny")
-  config.data.path = data
-  config.data.buckets = ((64, 64),)
-  config.data.batch_size = 8
-  config.num_steps, config.ema_decay = 2, 0.0
-  config.preview_every = config.optimizer.warmup_steps = 0
-  config.optimizer.learning_rate = 0.005
-  assert train.train(config, path) == 0
-  return path
+  path = tmp_path_factory.mktemp("base") / "pretrain"
+  return short_runs.pretrained(path, data, 0.005)
 
 
 def saved(workdir, step=STEPS):
   """Every array of a checkpoint by path, and what the task recorded."""
-  folder = pathlib.Path(workdir).absolute() / "checkpoints" / str(step)
-  with ocp.PyTreeCheckpointer() as reader:
-    tree = reader.restore(folder / "state")
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  named = {jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves}
-  return named, json.loads((folder / "meta" / "metadata").read_text())
+  folder = pathlib.Path(workdir) / "checkpoints" / str(step)
+  meta = json.loads((folder / "meta" / "metadata").read_text())
+  return short_runs.arrays(workdir, step), meta
 
 
 def run_program(workdir, base, data, last, cache):

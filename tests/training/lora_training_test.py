@@ -2,18 +2,15 @@
 """LoRA training: the factors learn, the base stays, files say the rest."""
 
 import json
-import os
 import pathlib
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from ml_collections import ConfigDict
+import short_runs
 
-from data_pipelines.shapes.generate import Options, generate
 from experiments import pretrain, sft, vae
 from qi2_jax import convert, train
 from qi2_jax.errors import InputError
@@ -30,26 +27,16 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  path = str(tmp_path_factory.mktemp("data") / "shapes")
-  generate(path, Options(t2i=16, edits=8, sizes=((64, 64),)), workers=1)
-  return path
+  return short_runs.render(tmp_path_factory.mktemp("data") / "shapes", 16, 8)
 
 
 def short(stage, data, **fields):
-  config = stage.get_config("tiny")
-  config.data.path = data
-  config.data.buckets = ((64, 64),)
-  config.data.batch_size = 8
-  config.data.ti2i = 0.0
-  config.num_steps = 4
-  config.save_every = 2
-  config.log_every = 1
-  config.preview_every = 0
-  config.optimizer.warmup_steps = 0
-  config.sampling = ConfigDict(dict(steps=2, guidance=2.0, batch_size=1))
-  with config.unlocked():
-    config.update_from_flattened_dict(fields)
-  return config
+  fields = {
+    "data.ti2i": 0.0, "num_steps": 4, "save_every": 2, "log_every": 1,
+    "optimizer.warmup_steps": 0, "sampling.steps": 2,
+    "sampling.guidance": 2.0, "sampling.batch_size": 1,
+  } | fields  # fmt: skip
+  return short_runs.config(stage, data, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +58,7 @@ def lora_config(data, base, **fields):
 
 @pytest.fixture(scope="module")
 def base_before(base):
-  return saved(base)
+  return short_runs.arrays(base)
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +66,6 @@ def run(data, base, base_before, tmp_path_factory):
   path = str(tmp_path_factory.mktemp("lora") / "run")
   assert train.train(lora_config(data, base), path) == 0
   return path
-
-
-def saved(path: str):
-  """Every array of the newest checkpoint, by path."""
-  steps = [int(s) for s in os.listdir(f"{path}/checkpoints") if s.isdigit()]
-  place = os.path.abspath(f"{path}/checkpoints/{max(steps)}/state")
-  with ocp.PyTreeCheckpointer() as reader:
-    tree = reader.restore(place)
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves}
 
 
 def metrics_of(path: str) -> list[str]:
@@ -110,7 +87,7 @@ def assert_same_arrays(one, other):
 
 
 def test_a_checkpoint_holds_the_factors_only(base, run):
-  full, small = saved(base), saved(run)
+  full, small = short_runs.arrays(base), short_runs.arrays(run)
   assert sum(a.size for a in small.values()) < (
     0.2 * sum(a.size for a in full.values())
   )
@@ -132,7 +109,7 @@ def image(run):
 
 
 def test_the_base_is_left_alone(base, base_before, run):
-  assert_same_arrays(base_before, saved(base))
+  assert_same_arrays(base_before, short_runs.arrays(base))
   # What lies under the factors in use is its EMA.
   ours, theirs = workdir.load(run).params, workdir.load(base).params
   for name in ("proj_out", "img_in"):
@@ -225,7 +202,7 @@ def test_resume_is_bit_identical(data, base, run, tmp_path, monkeypatch):
     with pytest.raises(Killed):
       train.train(config, broken)
   assert train.train(config, broken) == 0
-  assert_same_arrays(saved(run), saved(broken))
+  assert_same_arrays(short_runs.arrays(run), short_runs.arrays(broken))
 
 
 def test_a_checksum_sees_every_bit_and_no_sharding():

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import short_runs
 from ml_collections import ConfigDict
 
-from data_pipelines.shapes.generate import Options, generate
 from experiments import continual, pretrain, sft, vae
 from qi2_jax import train
 from qi2_jax.errors import InputError
@@ -33,27 +33,18 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  path = str(tmp_path_factory.mktemp("data") / "shapes")
-  generate(path, Options(t2i=48, edits=24, sizes=((64, 64),)), workers=1)
-  return path
+  return short_runs.render(tmp_path_factory.mktemp("data") / "shapes", 48, 24)
 
 
 def short(stage: str, data: str, **fields) -> ConfigDict:
   """The stage's `tiny` variant, shrunk to a few steps of one shape."""
-  config = STAGES[stage].get_config("tiny")
-  config.data.path = data
-  config.data.buckets = ((64, 64),)
-  config.data.batch_size = 8
-  config.num_steps = 6
-  config.save_every = 2
-  config.log_every = 2
-  config.preview_every = 0
-  if "latent_stat_batches" in config:
-    config.latent_stat_batches = 1
-  config.sampling = ConfigDict(dict(steps=2, guidance=2.0, batch_size=4))
-  with config.unlocked():
-    config.update_from_flattened_dict(fields)
-  return config
+  fields = {
+    "num_steps": 6, "save_every": 2, "log_every": 2, "sampling.steps": 2,
+    "sampling.guidance": 2.0, "sampling.batch_size": 4,
+  } | fields  # fmt: skip
+  if stage == "vae":
+    fields = {"latent_stat_batches": 1} | fields
+  return short_runs.config(STAGES[stage], data, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -80,18 +71,6 @@ def interrupt_at(monkeypatch, step: int):
   monkeypatch.setattr(train.Loader, "iterate", dying)
 
 
-def final_state(workdir: str):
-  """Every array of the newest checkpoint, by path."""
-  import orbax.checkpoint as ocp
-
-  steps = [int(s) for s in os.listdir(f"{workdir}/checkpoints") if s.isdigit()]
-  path = os.path.abspath(f"{workdir}/checkpoints/{max(steps)}/state")
-  with ocp.PyTreeCheckpointer() as reader:
-    tree = reader.restore(path)
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves}
-
-
 @pytest.mark.parametrize("stage", ["vae", "pretrain"])
 def test_resume_is_bit_identical(
   stage, data, vae_workdir, tmp_path, monkeypatch
@@ -106,7 +85,7 @@ def test_resume_is_bit_identical(
       train.train(config, broken)
   # Step 4 was saved, step 5 is lost and trained again.
   assert train.train(config, broken) == 0
-  expected, actual = final_state(whole), final_state(broken)
+  expected, actual = short_runs.arrays(whole), short_runs.arrays(broken)
   assert expected.keys() == actual.keys()
   assert any("opt_state" in k for k in expected)
   for name, value in expected.items():
