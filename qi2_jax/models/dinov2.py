@@ -71,9 +71,6 @@ PRESETS = {
     num_layers=4, width=64, num_heads=2, mlp_width=128, side=5
   ),
 }
-# The VAE-2.0 report (arXiv 2605.13565) aligns to one middle layer of
-# DINOv2-L and does not say which; two thirds of the depth is our choice.
-ALIGNMENT_LAYER = 16
 
 
 def preprocess(

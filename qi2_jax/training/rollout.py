@@ -145,12 +145,8 @@ def ode_program(
 
   @jax.jit
   def run(trained, condition, key):
-    grid = condition.layout.target_positions_BN3.shape
-    own = jax.tree.map(lambda x: jnp.repeat(x, config.group, axis=0), condition)
-    shape = (grid[1], module.config.latent_channels)
-    noise = starting_noise(config, key, grid[0], shape)
-    noise = sharding.constrain(noise, "batch", None, None)
-    sigmas = schedules.sampling_sigmas(config.steps, grid[1], config.shift)
+    own = _repeated(condition, config.group)
+    noise, sigmas = _start(config, module, condition, key)
     with lora.beside_kernels():
       predict = sampler.guided_velocity(
         module, {"params": params_of(trained)}, own, None, 1.0
@@ -164,6 +160,20 @@ def ode_program(
     return sde.walk(velocity, noise, sigmas, ode, 0, config.steps, key), own
 
   return run
+
+
+def _repeated(tree, group: int):
+  """Rows of prompts as rows of their images."""
+  return jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), tree)
+
+
+def _start(config: RolloutConfig | OdeConfig, module, condition, key):
+  """Noise of all images on the mesh, and the noise levels of a walk."""
+  prompts, tokens, _ = condition.layout.target_positions_BN3.shape
+  shape = (tokens, module.config.latent_channels)
+  noise = starting_noise(config, key, prompts, shape)
+  noise = sharding.constrain(noise, "batch", None, None)
+  return noise, schedules.sampling_sigmas(config.steps, tokens, config.shift)
 
 
 def starting_noise(config: RolloutConfig | OdeConfig, key, prompts: int, shape):
@@ -191,16 +201,11 @@ def program(
 
   @jax.jit
   def run(trained, condition, negative, key):
-    grid = condition.layout.target_positions_BN3.shape
-    repeat = lambda tree: jax.tree.map(  # noqa: E731
-      lambda x: jnp.repeat(x, config.group, axis=0), tree
+    own = _repeated(
+      {"condition": condition, "negative": negative}, config.group
     )
-    own = {"condition": repeat(condition), "negative": repeat(negative)}
     keys = jax.random.split(key, 3)
-    shape = (grid[1], module.config.latent_channels)
-    noise = starting_noise(config, keys[0], grid[0], shape)
-    noise = sharding.constrain(noise, "batch", None, None)
-    sigmas = schedules.sampling_sigmas(config.steps, grid[1], config.shift)
+    noise, sigmas = _start(config, module, condition, keys[0])
     start = sde.draw_window(
       keys[1], config.window_low, config.window_high, config.window
     )
