@@ -84,3 +84,13 @@ def assert_equal(first, second):
         np.testing.assert_array_equal(a, b)
     else:
       np.testing.assert_array_equal(value, second[name])
+
+
+def joined(rows):
+  """One step's batches of all hosts, in their order, as one batch."""
+  return {
+    name: tuple(map(np.concatenate, zip(*(r[name] for r in rows))))
+    if name == "references"
+    else np.concatenate([r[name] for r in rows])
+    for name in rows[0]
+  }

@@ -190,13 +190,7 @@ def test_hosts_share_one_global_batch_in_every_phase(data, hosts):
   ]
   for step, batch in enumerate(whole):
     rows = [part[step] for part in parts]
-    joined = {
-      name: tuple(map(np.concatenate, zip(*(r[name] for r in rows))))
-      if name == "references"
-      else np.concatenate([r[name] for r in rows])
-      for name in batch
-    }
-    assert_equal(joined, batch)
+    assert_equal(flat_data.joined(rows), batch)
 
 
 def test_resuming_before_at_and_after_a_border_equals_the_stream(data):

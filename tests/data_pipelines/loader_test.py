@@ -123,13 +123,7 @@ def test_hosts_share_one_global_batch(tame, hosts):
   for step, batch in enumerate(whole):
     rows = [part[step] for part in parts]
     assert len({_shape(r) for r in rows}) == 1
-    joined = {
-      name: tuple(map(np.concatenate, zip(*(r[name] for r in rows))))
-      if name == "references"
-      else np.concatenate([r[name] for r in rows])
-      for name in batch
-    }
-    assert_equal(joined, batch)
+    assert_equal(flat_data.joined(rows), batch)
 
 
 def test_hosts_are_disjoint(tmp_path):
