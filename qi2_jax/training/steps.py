@@ -17,9 +17,7 @@ import optax
 from qi2_jax.errors import InputError
 from qi2_jax.flow import path, schedules
 from qi2_jax.models.mmdit import MMDiT
-from qi2_jax.models.vae import VAE, identity_stats
 from qi2_jax.objectives import flow_matching
-from qi2_jax.objectives import vae as vae_loss
 from qi2_jax.parallel import sharding
 from qi2_jax.training.state import TrainState, ema_update
 
@@ -185,30 +183,5 @@ def flow_matching_loss(
     v = model.apply({"params": params}, x, sigma, batch["condition"])
     per_example = flow_matching.velocity_mse(v, path.velocity(x0, eps))
     return per_example.mean(), {"sigma": sigma.mean()}
-
-  return Loss(draw, mean)
-
-
-def vae_loss_fn(model: VAE, *, smoothing: float) -> Loss:
-  """Reconstruction loss of batches with `image` `[B, H, W, C]` in [-1, 1].
-
-  Args:
-    model: the VAE; trained on posterior means, without sampling or KL.
-    smoothing: width of the quadratic bottom of the L1, 0 for plain L1.
-  """
-
-  def draw(batch, key):
-    del key  # The posterior mean needs no noise.
-    return batch
-
-  def mean(params, batch):
-    image = batch["image"]
-    stats = identity_stats(model.config.z_dim)
-    variables = {"params": params, "latent_stats": stats}
-    reconstruction, _, _ = model.apply(variables, image)
-    loss = vae_loss.smooth_l1(reconstruction, image, smoothing).mean()
-    mse = jnp.mean(jnp.square(jnp.clip(reconstruction, -1, 1) - image))
-    psnr = 10.0 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))
-    return loss, {"psnr": psnr}
 
   return Loss(draw, mean)

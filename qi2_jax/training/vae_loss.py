@@ -25,6 +25,7 @@ from qi2_jax.models.dinov2 import DINOv2
 from qi2_jax.models.lpips import LPIPS
 from qi2_jax.models.vae import VAE, identity_stats
 from qi2_jax.objectives import alignment, vae
+from qi2_jax.training import steps
 
 SCHEDULES = (
   "l1", "smoothing", "lpips", "align", "kl", "margin_cosine",
@@ -88,18 +89,46 @@ def used(config, name: str) -> bool:
 
 def encode(nets: Networks, params, image_BHWC) -> tuple[jax.Array, jax.Array]:
   """Posterior mean and log variance in fp32, `[B, h, w, Z]` each."""
-  mean, logvar = _apply(nets, params, image_BHWC, "moments")
+  mean, logvar = _apply(nets.vae, params, image_BHWC, "moments")
   return mean.astype(jnp.float32), logvar.astype(jnp.float32)
 
 
-def _apply(nets: Networks, params, x, method: str):
+def _apply(module: VAE, params, x, method: str):
   """One direction of the VAE; a mesh with a seq axis splits its rows."""
-  stats = identity_stats(nets.vae.config.z_dim)
+  stats = identity_stats(module.config.z_dim)
   variables = {"params": params, "latent_stats": stats}
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty and mesh.shape[vae_sharding.AXIS] > 1:
-    return vae_sharding.sharded_apply(nets.vae, mesh, variables, x, method)
-  return nets.vae.apply(variables, x, method=method)
+    return vae_sharding.sharded_apply(module, mesh, variables, x, method)
+  return module.apply(variables, x, method=method)
+
+
+def _psnr(out_BHWC, image_BHWC) -> jax.Array:
+  """Of the whole batch, clamped to [-1, 1], in dB."""
+  mse = jnp.mean(jnp.square(jnp.clip(out_BHWC, -1, 1) - image_BHWC))
+  return 10.0 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))
+
+
+def plain_l1(module: VAE, *, smoothing: float) -> steps.Loss:
+  """L1 alone of batches with `image` `[B, H, W, C]` in [-1, 1].
+
+  Args:
+    module: the VAE; trained on posterior means, without sampling or KL.
+    smoothing: width of the round bottom of the L1, 0 for plain L1.
+  """
+
+  def draw(batch, key):
+    del key  # The posterior mean needs no noise.
+    return batch
+
+  def mean(params, batch):
+    image = batch["image"]
+    moments, _ = _apply(module, params, image, "moments")
+    out = _apply(module, params, moments, "decode_raw")
+    loss = vae.smooth_l1(out, image, smoothing).mean()
+    return loss, {"psnr": _psnr(out, image)}
+
+  return steps.Loss(draw, mean)
 
 
 def reconstruction(
@@ -119,13 +148,12 @@ def reconstruction(
     `(fp32 scalar, metrics)`.
   """
   mean, logvar = moments
-  out = _apply(nets, params, mean, "decode_raw").astype(jnp.float32)
+  out = _apply(nets.vae, params, mean, "decode_raw").astype(jnp.float32)
   width = nets.smoothing
   if width:
     width = jnp.maximum(width * values["smoothing"], _NARROWEST)
   l1 = vae.smooth_l1(out, image_BHWC, width).mean()
-  mse = jnp.mean(jnp.square(jnp.clip(out, -1, 1) - image_BHWC))
-  metrics = {"l1": l1, "psnr": 10.0 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))}
+  metrics = {"l1": l1, "psnr": _psnr(out, image_BHWC)}
   total = values["l1"] * l1
   if nets.lpips is not None:
     perceptual = _lpips(nets, frozen["lpips"], out, image_BHWC)

@@ -22,6 +22,7 @@ from qi2_jax.training import (
   program,
   steps,
   vae_build,
+  vae_loss,
   vae_state,
 )
 from qi2_jax.training.task import Sample, Task
@@ -55,7 +56,8 @@ def source(config) -> dict:
 def training(config, module, mesh):
   """`(params -> state, step, frozen features)` of a run."""
   if vae_build.is_plain(config):
-    loss = steps.vae_loss_fn(module, smoothing=config.l1_smoothing)
+    vae_build.check_rows(config, module.config.factor, mesh)
+    loss = vae_loss.plain_l1(module, smoothing=config.l1_smoothing)
     return *program.gradient_training(config, loss), {}
   made, frozen = vae_build.recipe(config, module, mesh)
   return *vae_build.training(config, made), {steps.FROZEN: frozen}

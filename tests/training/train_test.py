@@ -21,7 +21,7 @@ from qi2_jax.models.condition import Conditioning, Layout
 from qi2_jax.models.mmdit import MMDiT, init_params
 from qi2_jax.models.vae import init_variables
 from qi2_jax.pipeline import Pipeline
-from qi2_jax.training import build, checkpoints, steps
+from qi2_jax.training import build, checkpoints, steps, vae_loss
 
 STAGES = {
   "vae": vae, "pretrain": pretrain, "continual": continual, "sft": sft,
@@ -213,7 +213,7 @@ def _trace_one_step(config):
   key = jax.random.key(0)
   vae = build.new_vae(config.vae)
   if config.objective == "vae":
-    loss = steps.vae_loss_fn(vae, smoothing=config.l1_smoothing)
+    loss = vae_loss.plain_l1(vae, smoothing=config.l1_smoothing)
     variables = jax.eval_shape(lambda: init_variables(vae, key))
     params = variables["params"]
     batch = {"image": jnp.zeros((2, 64, 64, vae.config.image_channels))}

@@ -191,6 +191,33 @@ def test_eight_devices_give_what_one_gives():
     assert found[name] == pytest.approx(metrics[name], rel=1e-4), name
 
 
+def test_l1_alone_splits_rows_too():
+  """Its gradient is that of the loss, and no device holds a whole map."""
+  params, _, image = problem()
+  # Tall, so that no shard and its halo are as high as the whole.
+  image = np.concatenate([image, 0.5 * image], axis=1)
+  loss = vae_loss.plain_l1(NETS.vae, smoothing=0.2)
+
+  def plain(params):
+    stats = vae.identity_stats(VAE.z_dim)
+    variables = {"params": params, "latent_stats": stats}
+    out, _, _ = NETS.vae.apply(variables, image)
+    return (jnp.sqrt((out - image) ** 2 + 0.2**2) - 0.2).mean()
+
+  expected, theirs = jax.jit(jax.value_and_grad(plain))(params)
+  mesh = create_mesh({"data": 2, "fsdp": 2, "seq": 2})
+  places = sharding.tree_shardings(params, vae.SHARDING_RULES, mesh)
+  batch = sharding.put_batch({"image": image}, mesh)
+  with jax.set_mesh(mesh):
+    grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    compiled = grad.lower(jax.device_put(params, places), batch, KEY).compile()
+    (value, _), ours = compiled(jax.device_put(params, places), batch, KEY)
+  assert value == pytest.approx(float(expected), rel=1e-5)
+  assert_close(jax.device_get(ours), jax.device_get(theirs), 1e-4)
+  side = SIDE // VAE.patch_size
+  assert f",{2 * side},{side},{VAE.base_dim}]" not in compiled.as_text()
+
+
 @pytest.mark.parametrize("part", ["decoder", "middle"])
 def test_only_the_part_moves_and_has_moments(part):
   recipe = dataclasses.replace(RECIPE, part=part)

@@ -183,6 +183,10 @@ def test_rows_that_do_not_divide_over_seq_are_named():
   config.data.buckets = ((32, 32), (36, 32))
   with pytest.raises(InputError, match="36 rows do not divide over seq=8"):
     vae_build.check_rows(config, SMALL.factor, mesh)
+  plain = experiment.get_config("demo")
+  plain.data.buckets = config.data.buckets
+  with pytest.raises(InputError, match="36 rows do not divide over seq=8"):
+    vae_task.vae_task(plain, "", mesh)
   config.data.buckets = ((32, 32), (64, 32))
   vae_build.check_rows(config, SMALL.factor, mesh)
 
