@@ -13,22 +13,19 @@ The folder appears by one rename, so it is either complete or absent.
 
 import atexit
 import contextlib
-import dataclasses
-import functools
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 
 from data_pipelines.codec import SCHEMA_VERSION, TASKS, Record, decode, encode
 from data_pipelines.errors import InputError
 from data_pipelines.images import EncodedImage, decode_image, encode_png
+from data_pipelines.shard_file import Index, IndexColumns, read_index
 
 __all__ = [
   "SCHEMA_VERSION",
@@ -50,43 +47,6 @@ __all__ = [
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Index:
-  """Sizes of N records, so that bucketing never reads pixels.
-
-  Attributes:
-    task: [N] str.
-    references: [N] number of references.
-    width: [N] target width, pixels.
-    height: [N] target height, pixels.
-    reference_width: [sum(references)] widths, record after record.
-    reference_height: [sum(references)] heights, record after record.
-  """
-
-  task: np.ndarray
-  references: np.ndarray
-  width: np.ndarray
-  height: np.ndarray
-  reference_width: np.ndarray
-  reference_height: np.ndarray
-
-  @functools.cached_property
-  def _offsets(self) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(self.references)])
-
-  def __len__(self) -> int:
-    return len(self.task)
-
-  def reference_sizes(self, i: int) -> tuple[tuple[int, int], ...]:
-    """(width, height) of each reference of record `i`."""
-    span = slice(self._offsets[i], self._offsets[i + 1])
-    widths = self.reference_width[span].tolist()
-    return tuple(zip(widths, self.reference_height[span].tolist()))
-
-
-_INDEX_FIELDS = tuple(field.name for field in dataclasses.fields(Index))
-
-
 class _Shard:
   """An ArrayRecord file being written, with its sidecar."""
 
@@ -97,7 +57,7 @@ class _Shard:
     self._writer = array_record_module.ArrayRecordWriter(
       str(path), "group_size:1"
     )
-    self._columns: dict[str, list] = {name: [] for name in _INDEX_FIELDS}
+    self._columns = IndexColumns()
 
   def add(self, record: Record) -> None:
     data = encode(record)
@@ -107,24 +67,14 @@ class _Shard:
       raise InputError(
         f"Writing {self.path} failed ({error}); check the free space."
       ) from error
-    columns = self._columns
-    columns["task"].append(record.task)
-    columns["references"].append(len(record.references))
-    columns["width"].append(record.target.width)
-    columns["height"].append(record.target.height)
-    columns["reference_width"].extend(r.width for r in record.references)
-    columns["reference_height"].extend(r.height for r in record.references)
+    self._columns.add(record)
     self.records += 1
 
   def close(self) -> None:
     self._writer.close()
 
   def write_index(self) -> None:
-    arrays = {
-      name: np.asarray(column, dtype="U4" if name == "task" else np.int32)
-      for name, column in self._columns.items()
-    }
-    np.savez(self.path.with_suffix(".npz"), **arrays)
+    self._columns.save(self.path.with_suffix(".npz"))
 
   def describe(self) -> dict[str, Any]:
     with self.path.open("rb") as file:
@@ -362,26 +312,6 @@ class Dataset:
   def close(self) -> None:
     """Closes the files; the dataset may be used again afterwards."""
     self._source.__exit__(None, None, None)
-
-
-def read_index(shards: Sequence[pathlib.Path]) -> Index:
-  """Joins the sidecars of shards.
-
-  Raises:
-    InputError: a sidecar is missing or damaged.
-  """
-  columns: dict[str, list] = {name: [] for name in _INDEX_FIELDS}
-  for shard in shards:
-    path = shard.with_suffix(".npz")
-    try:
-      with np.load(path) as arrays:
-        for name in _INDEX_FIELDS:
-          columns[name].append(arrays[name])
-    except (OSError, KeyError, ValueError) as error:
-      raise InputError(
-        f"Sidecar {path} is missing or damaged ({error}); rebuild the dataset."
-      ) from error
-  return Index(**{k: np.concatenate(v) for k, v in columns.items()})
 
 
 def open_dataset(path: str | os.PathLike) -> Dataset:
