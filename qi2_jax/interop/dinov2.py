@@ -13,13 +13,12 @@ import jax.numpy as jnp
 from absl import logging
 
 from qi2_jax.errors import InputError
-from qi2_jax.interop import mapping, safetensors_io
+from qi2_jax.interop import vit
 from qi2_jax.interop.mapping import Entry, convolution, linear, vector
 from qi2_jax.interop.published import check_value, integers, read_json
 from qi2_jax.models import dinov2 as model_lib
 from qi2_jax.models.dinov2 import DINOv2, DINOv2Config
 
-_STEM = "model"
 _REGISTERS = "dinov2_with_registers"
 # Not read: the final norm and the token of masked pre-training.
 _UNUSED = r"layernorm\.(weight|bias)|embeddings\.mask_token"
@@ -174,16 +173,11 @@ def load(
   kept = whole if layer is None else model_lib.upto(whole, layer)
   skip = ignored(kept.num_layers, whole.num_layers)
   model = DINOv2(kept)
-  reader = safetensors_io.open_tensors(path, _STEM)
-  abstract = mapping.stored_dtypes(reader, abstract_params(model), table, skip)
-  places = shardings(abstract) if shardings else None
-  abstract = jax.tree.map(
-    lambda a, s=None: jax.ShapeDtypeStruct(
-      a.shape, param_dtype or a.dtype, sharding=s
-    ),
-    *((abstract, places) if shardings else (abstract,)),
-  )
-  return model, mapping.load_tree(reader, abstract, table, ignored=skip)
+  params = vit.read(
+    path, abstract_params(model), table, ignored=skip,
+    param_dtype=param_dtype, shardings=shardings,
+  )  # fmt: skip
+  return model, params
 
 
 def random_features(

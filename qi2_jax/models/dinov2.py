@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qi2_jax.errors import InputError
-from qi2_jax.models import layers
+from qi2_jax.models import layers, vit
 from qi2_jax.parallel.sharding import constrain
 
 MEAN = (0.485, 0.456, 0.406)
@@ -156,38 +156,17 @@ class Block(nn.Module):
   def __call__(self, x_BND, _):
     """Runs the block; shaped for `nn.scan`."""
     cfg = self.config
-    h = self._attend(layers.affine_norm(cfg.eps, cfg.dtype, "norm1")(x_BND))
+    h = layers.affine_norm(cfg.eps, cfg.dtype, "norm1")(x_BND)
+    h = vit.self_attention(h, cfg.num_heads, cfg.dtype)
     x_BND = x_BND + h * self._scale("scale1")
     h = layers.affine_norm(cfg.eps, cfg.dtype, "norm2")(x_BND)
-    h = nn.Dense(cfg.mlp_width, dtype=cfg.dtype, name="fc1")(h)
-    h = nn.gelu(constrain(h, "batch", None, "mlp"), approximate=False)
-    h = nn.Dense(cfg.width, dtype=cfg.dtype, name="fc2")(h)
+    h = vit.mlp(h, cfg.mlp_width, vit.exact_gelu, cfg.dtype)
     x_BND = x_BND + h * self._scale("scale2")
     return constrain(x_BND, "batch", None, None), None
 
   def _scale(self, name: str):
     scale = self.param(name, nn.initializers.ones, (self.config.width,))
     return scale.astype(self.config.dtype)[None, None]
-
-  def _attend(self, x_BND):
-    """Full self-attention.
-
-    The score array is whole: alignment needs about 1000 tokens, where
-    chunks of queries would only add padding.
-    """
-    cfg = self.config
-    heads = (cfg.num_heads, cfg.width // cfg.num_heads)
-    q, k, v = (
-      constrain(
-        nn.DenseGeneral(heads, dtype=cfg.dtype, name=name)(x_BND),
-        "batch", None, "heads", None,
-      )
-      for name in ("to_q", "to_k", "to_v")
-    )  # fmt: skip
-    out = jax.nn.dot_product_attention(q, k, v)
-    return nn.DenseGeneral(
-      cfg.width, axis=(-2, -1), dtype=cfg.dtype, name="to_out"
-    )(out)
 
 
 class DINOv2(nn.Module):
@@ -275,13 +254,8 @@ def init_params(model: DINOv2, key: jax.Array) -> dict:
   return model.init(key, jnp.zeros((1, side, side, 3)))["params"]
 
 
-# Heads and MLP width over tensor, the other large dimension over fsdp.
 SHARDING_RULES = (
-  (r"(.*/)?blocks/to_[qkv]/kernel", ("fsdp", "tensor", None)),
-  (r"(.*/)?blocks/to_out/kernel", ("tensor", None, "fsdp")),
-  (r"(.*/)?fc1/kernel", ("fsdp", "tensor")),
-  (r"(.*/)?fc2/kernel", ("tensor", "fsdp")),
-  (r"(.*/)?patch_embed/kernel", ("fsdp",)),
+  *vit.SHARDING_RULES,
   (r"(.*/)?(pos_embed|registers)", (None, "fsdp")),
-  (r"(.*/)?(cls_token|scale\d|norm\d/scale|bias)", ()),
+  (r"(.*/)?(cls_token|scale\d)", ()),
 )
