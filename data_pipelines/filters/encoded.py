@@ -63,6 +63,8 @@ def file_metrics(data: bytes) -> dict[str, Any]:
 def _orientation(image: Image.Image) -> tuple[int, bool]:
   """(EXIF orientation or 1, whether the file contradicts it)."""
   tag, declared = 1, None
+  if image.format == "PNG" and "exif" not in image.info:
+    return tag, False  # getexif() would decode all pixels in search of it
   with contextlib.suppress(*_DAMAGED):
     exif = image.getexif()
     found = exif.get(_ORIENTATION)

@@ -70,9 +70,7 @@ def count_invalid(text: str) -> int:
 
 def detect_language(text: str) -> str | None:
   """ISO 639 code, or None: no letter in the text, or no detector installed."""
-  # Line breaks would end the detector's input.
-  line = " ".join(text[:_LANGUAGE_CHARACTERS].split())
-  line = line.encode("utf-8", "ignore").decode()
+  line = text[:_LANGUAGE_CHARACTERS].encode("utf-8", "ignore").decode()
   detect = _detector()
   if detect is None or not any(character.isalpha() for character in line):
     return None

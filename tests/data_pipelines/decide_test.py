@@ -103,6 +103,21 @@ def test_dropped_rows_have_no_duplicates():
   }
 
 
+def test_quotas_count_only_what_is_left():
+  table = rows(6, tokens=[999] * 3 + [10] * 3)
+  filters = {"words": {"max_tokens": 50}, "distribution": {"max_count": 3}}
+  found = dropped(decide.decide(table, filters, tuple(filters), 0))
+  assert found == {"r0": "words", "r1": "words", "r2": "words"}
+
+
+def test_the_first_violated_bound_gives_the_value():
+  table = rows(1, tokens=[2], short_side=[20])
+  bounds = {"min_tokens": 5, "min_short_side": 256}
+  row = judge(table, ("f",), f=bounds).to_pylist()[0]
+  assert (row["value"], row["threshold"]) == (2, 5)
+  assert row["detail"] == "tokens 2 < 5"
+
+
 def test_only_targets_count_and_edits_need_the_instruction_too():
   table = rows(
     5,

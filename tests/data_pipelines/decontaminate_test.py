@@ -33,7 +33,7 @@ def prompts(tmp_path):
   [
     (PROMPT, True),
     ("A RED bicycle, leans against the old\nstone wall of a mill!", True),
-    ("Ａ red bicycle leans against the old stone wall of a mill", True),
+    (PROMPT.translate({c: c + 0xFEE0 for c in range(0x21, 0x7F)}), True),
     (f"In a photo {PROMPT.lower()} at dawn, seen from the river", True),
     ("a red bicycle leans against the old stone barn", True),
     ("a green bicycle leans near the old stone wall of a barn", False),

@@ -17,7 +17,8 @@ def fingerprints(count, seed=0, flips=12):
     for hashes in (phash, dhash):
       bits = rng.choice(64, rng.integers(0, flips), replace=False)
       hashes[i] = hashes[j] ^ np.uint64(sum(1 << int(b) for b in bits))
-    change = rng.integers(-8, 9, 192) * rng.integers(0, 2)
+    change = rng.integers(-4, 5, 192) * rng.integers(0, 2)
+    change += rng.integers(-3, 4)
     thumb[i] = (thumb[j].astype(int) + change).clip(0, 255)
   return phash, dhash, thumb
 
