@@ -37,7 +37,7 @@ from qi2_jax.errors import InputError
 from qi2_jax.evaluation import store
 from qi2_jax.parallel import chips, hlo, hlo_costs
 from qi2_jax.parallel import mesh as mesh_lib
-from qi2_jax.training import dmd_plan, program
+from qi2_jax.training import dmd_plan, program, vae_plan
 
 _GIB = 2**30
 # Meshes that a search tries; -1 takes the rest of the chips.
@@ -85,7 +85,10 @@ def lower_fn(config):
   Raises:
     InputError: it is not planned here.
   """
-  planned = {"flow_matching": program.lower_step, "dmd": dmd_plan.lower_step}
+  planned = {
+    "flow_matching": program.lower_step, "dmd": dmd_plan.lower_step,
+    "vae": vae_plan.lower_step,
+  }  # fmt: skip
   if config.objective not in planned:
     raise InputError(
       f"config.objective={config.objective!r} is not planned by this program; "
@@ -202,7 +205,8 @@ def plan(
     "largest_buffers": buffers,
   }
   if "model_flops_per_step" not in facts:
-    # Loops of a length that is drawn at run time: no time can be told.
+    # A distillation's loops have lengths that are drawn at run time, and of
+    # the VAE there is no analytic count: no roofline.
     return report
   return report | chips.roofline(
     chip, products.flops, facts["model_flops_per_step"] / mesh.size,
@@ -237,7 +241,15 @@ def search(config, topology: str, devices, **options) -> list[dict]:
 
   Returns:
     Plans that fit, fastest roofline first.
+
+  Raises:
+    InputError: the step of this objective has no roofline.
   """
+  if config.objective != "flow_matching":
+    raise InputError(
+      f"--search ranks by the time of a roofline, which "
+      f"config.objective={config.objective!r} has not; drop --search."
+    )
   found = []
   try:
     for row in candidates(config, len(devices)):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import continual, pretrain, vae
+from experiments import continual, nft, pretrain
 from qi2_jax import aot
 from qi2_jax.errors import InputError
 from qi2_jax.models import mmdit
@@ -147,8 +147,8 @@ def test_bad_input_is_named():
   config = tiny(**{"data.batch_size": 12})
   with pytest.raises(InputError, match="batch size 12 does not divide"):
     aot.plan(config, "v5e:2x4", jax.devices())
-  with pytest.raises(InputError, match="objective='vae'"):
-    aot.lower_fn(vae.get_config("tiny"))
+  with pytest.raises(InputError, match="objective='nft'"):
+    aot.lower_fn(nft.get_config("tiny"))
   with pytest.raises(InputError, match="LoRA"):
     aot.lower_fn(tiny(**{"lora.rank": 4}))
 

@@ -9,7 +9,7 @@ from qi2_jax.interop import dinov2 as dinov2_files
 from qi2_jax.interop import lpips as lpips_files
 from qi2_jax.models import dinov2, lpips, vae, vae_sharding
 from qi2_jax.parallel import distributed
-from qi2_jax.parallel.sharding import tree_shardings
+from qi2_jax.parallel.sharding import on_mesh, tree_shardings
 from qi2_jax.training import build, optimizer, vae_loss, vae_state, vae_step
 from qi2_jax.training.vae_step import Recipe
 
@@ -28,11 +28,21 @@ def is_plain(config) -> bool:
   return constant and not others and config.trainable == "all"
 
 
-def _lpips(config) -> tuple[lpips.LPIPS, dict]:
-  """The network of `config.lpips`."""
-  shape = lpips.LPIPSConfig(
+def _lpips_shape(config) -> lpips.LPIPSConfig:
+  return lpips.LPIPSConfig(
     widths=tuple(config.widths), dtype=jnp.dtype(config.dtype)
   )
+
+
+def _dinov2_shape(config) -> dinov2.DINOv2Config:
+  """Of the preset, cut after the layer."""
+  whole = build.preset(dinov2.PRESETS, config.preset, "dinov2")
+  return dinov2.upto(whole, config.layer)
+
+
+def _lpips(config) -> tuple[lpips.LPIPS, dict]:
+  """The network of `config.lpips`."""
+  shape = _lpips_shape(config)
   if config.random_features:
     return lpips_files.random_features(jax.random.key(1), config=shape)
   if not (config.vgg and config.linear):
@@ -56,10 +66,7 @@ def _dinov2(config) -> tuple[dinov2.DINOv2, dict]:
       "--config.dinov2.path, or set --config.dinov2.random_features=True for "
       "a test, or --config.loss.align='((0, 0.0),)'."
     )
-  shape = dinov2.upto(
-    build.preset(dinov2.PRESETS, config.preset, "dinov2"), config.layer
-  )
-  return dinov2_files.random_features(jax.random.key(2), shape)
+  return dinov2_files.random_features(jax.random.key(2), _dinov2_shape(config))
 
 
 def _placed(params, rules, mesh):
@@ -109,16 +116,43 @@ def recipe(config, module: vae.VAE, mesh) -> tuple[Recipe, dict]:
   if vae_loss.used(config.loss, "align"):
     semantic, params = _dinov2(config.dinov2)
     frozen["dinov2"] = _placed(params, dinov2.SHARDING_RULES, mesh)
+  return _assembled(config, module, perceptual, semantic), frozen
+
+
+def planned_recipe(config, module: vae.VAE, mesh) -> tuple[Recipe, dict]:
+  """`recipe` without files: the frozen parameters are abstract.
+
+  DINOv2 has the shape of `config.dinov2.preset`, whatever the path says.
+
+  Raises:
+    InputError: the recipe contradicts itself.
+  """
+  check(config)
+  check_rows(config, module.config.factor, mesh)
+  frozen, perceptual, semantic = {}, None, None
+  if vae_loss.used(config.loss, "lpips"):
+    perceptual = lpips.LPIPS(_lpips_shape(config.lpips))
+    params = jax.eval_shape(
+      lambda: lpips.init_params(perceptual, jax.random.key(0))
+    )
+    frozen["lpips"] = on_mesh(params, lpips.SHARDING_RULES, mesh)
+  if vae_loss.used(config.loss, "align"):
+    semantic = dinov2.DINOv2(_dinov2_shape(config.dinov2))
+    params = dinov2_files.abstract_params(semantic)
+    frozen["dinov2"] = on_mesh(params, dinov2.SHARDING_RULES, mesh)
+  return _assembled(config, module, perceptual, semantic), frozen
+
+
+def _assembled(config, module: vae.VAE, perceptual, semantic) -> Recipe:
   nets = vae_loss.Networks(
     vae=module, lpips=perceptual, dinov2=semantic,
     smoothing=config.l1_smoothing, background=config.loss.background,
     kl=vae_loss.used(config.loss, "kl"), remat=module.config.remat,
   )  # fmt: skip
-  made = Recipe(
+  return Recipe(
     nets, vae_loss.schedules(config.loss), config.trainable,
     config.loss.adaptive,
   )  # fmt: skip
-  return made, frozen
 
 
 def training(config, made: Recipe):

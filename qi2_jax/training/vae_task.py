@@ -2,7 +2,7 @@
 """The task of training the VAE."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -53,13 +53,23 @@ def source(config) -> dict:
   return distributed.to_host({n: variables[n] for n in names if n in variables})
 
 
-def training(config, module, mesh):
-  """`(params -> state, step, frozen features)` of a run."""
+def training(config, module, mesh, recipe: Callable = vae_build.recipe):
+  """`(params -> state, step, frozen features)` of a run.
+
+  Args:
+    config: of the run.
+    module: the VAE.
+    mesh: where the frozen parameters go.
+    recipe: or `vae_build.planned_recipe`, which reads nothing.
+
+  Raises:
+    InputError: as `recipe`.
+  """
   if vae_build.is_plain(config):
     vae_build.check_rows(config, module.config.factor, mesh)
     loss = vae_loss.plain_l1(module, smoothing=config.l1_smoothing)
     return *program.gradient_training(config, loss), {}
-  made, frozen = vae_build.recipe(config, module, mesh)
+  made, frozen = recipe(config, module, mesh)
   return *vae_build.training(config, made), {steps.FROZEN: frozen}
 
 
