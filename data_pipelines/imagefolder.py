@@ -126,7 +126,10 @@ def _read_metadata(
         pathlib.Path(os.path.normpath(path.parent / name))
         for name in (fields["file_name"], *names)
       )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+      ValueError, KeyError, TypeError, AttributeError,
+      RecursionError,  # of deeply nested brackets
+    ) as error:  # fmt: skip
       reason = f"metadata line without a usable file_name ({error})"
       problems.append(Problem(place, reason, place))
       continue

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When so much of a shard is unusable that something else must be wrong."""
+
+import collections
+from collections.abc import Sequence
+
+from data_pipelines.errors import InputError
+
+# A rate of fewer items says nothing; ours.
+_FEWEST = 20
+
+
+def check_error_rate(
+  where: str, bad: int, total: int, limit: float, reasons: Sequence[str]
+) -> None:
+  """Checks the share of unusable items of a shard.
+
+  Raises:
+    InputError: it is above `limit`; the sentence names the commonest reason.
+  """
+  if total < _FEWEST or bad <= limit * total:
+    return
+  counts = collections.Counter(r.partition(" (")[0] for r in reasons)
+  reason, count = counts.most_common(1)[0]
+  raise InputError(
+    f"{bad} of {total} items of {where} are unusable, more than "
+    f"config.max_error_rate={limit:g} allows; most often ({count}): {reason}; "
+    "repair the input or raise the limit."
+  )
