@@ -19,6 +19,15 @@ images is mostly noise there, and its settings are still to be found. A reward
 that is easy to move, the mean grey level, rose from 238 to 250 of 255 in 25
 steps of 64 images at 3e-4.
 
+Rewards (`config.rewards`): exact rules, OCR of the text that the prompt quotes,
+CLIP or SigLIP alignment, an aesthetic head, what an edit must leave alone by
+pixels ("background") or by patch features ("consistency"), and VLM judges. For
+example:
+
+    --config.rewards.use="('clip','ocr')" \\
+      --config.rewards.models.clip.path=models/siglip-so400m-patch14-384 \\
+      --config.rewards.weights.default.ocr=2.0
+
 The report publishes no number of this stage. `qwen_image_2_1` follows the
 public Qwen-Image settings of Flow-GRPO and verl-omni: 10 steps in training,
 guidance 4, noise level 1.2, two stochastic steps in a window over the first
@@ -31,6 +40,39 @@ EMA, and all of `tiny`.
 from ml_collections import ConfigDict
 
 from experiments import common
+
+
+def _model_rewards():
+  """Of what the rewards with a model are made, where `use` names them.
+
+  Folders are transformers'; "random" is a tiny model for tests.
+  """
+  return ConfigDict(
+    dict(
+      clip=ConfigDict(
+        dict(
+          path="",  # CLIP, SigLIP or SigLIP 2
+          scaled=False,  # the model's logit in place of the cosine
+        )
+      ),
+      aesthetic=ConfigDict(
+        dict(
+          path="",  # the model that the head was trained on
+          head="",  # its file, see qi2_jax/interop/aesthetic.py
+        )
+      ),
+      # "rapidocr", "tesseract", or "shapes" for the rendered task's font.
+      ocr=ConfigDict(dict(reader="rapidocr")),
+      consistency=ConfigDict(dict(path="")),  # DINOv2, CLIP or SigLIP
+    )
+  )
+
+
+def _equal_weights():
+  names = (
+    "rules", "background", "clip", "aesthetic", "ocr", "consistency",
+  )  # fmt: skip
+  return ConfigDict(dict.fromkeys(names, 1.0))
 
 
 def base_config():
@@ -73,11 +115,14 @@ def base_config():
   config.rewards = ConfigDict(
     dict(
       # Without a model: "rules" of shapes and glyphs, "background" of edits.
+      # With one, see `models`: "clip", "aesthetic", "ocr", "consistency".
       use=(),
+      models=_model_rewards(),
       # name -> url, model, question, ... of rewards/vlm.py.
       judges=ConfigDict(),
-      # category -> reward -> weight; "default" is every other category.
-      weights=ConfigDict(dict(default=ConfigDict())),
+      # category -> reward -> weight; "default" is every other category. Only
+      # rewards that are used count. Equal weights are ours.
+      weights=ConfigDict(dict(default=_equal_weights())),
       adapt_rate=0.0,
       adapt_bound=2.0,
       scale="group",  # or "batch": whose std divides a reward
@@ -114,7 +159,6 @@ def make_tiny(config):
   config.rl.group = 8
   config.rl.parts = 2
   config.rewards.use = ("rules",)
-  config.rewards.weights.default = ConfigDict(dict(rules=1.0))
   config.log_every = 5
   config.save_every = 40
   config.preview_every = 120

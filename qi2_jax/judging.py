@@ -1,10 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rewards that need to know a data set: handed to the stages that use them."""
+"""`config.rewards` to the rewards of a run, for the stages that use them.
+
+What needs to know a data set (the rules of shapes and glyphs, and the reader
+of their font) or a folder of weights is put together here.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
+from absl import logging
 
 from data_pipelines.shapes import checker
 from data_pipelines.shapes.atoms import atoms_of
+from qi2_jax import evaluate_vae
+from qi2_jax.errors import InputError
+from qi2_jax.evaluation import image_metrics
+from qi2_jax.interop import aesthetic as heads
+from qi2_jax.interop import image_text, patch_features
+from qi2_jax.rewards import aesthetic, clip, consistency, ocr
+from qi2_jax.rewards.protocol import Score
 from qi2_jax.training import rollout_rewards
 
 
@@ -14,10 +28,102 @@ def _check(image: np.ndarray, prompt: str) -> dict[str, bool] | None:
   return None if atoms is None else checker.check(image, atoms)
 
 
+def _wanted(prompt: str) -> str | None:
+  """The text that a prompt asks for: rendered task, else what is quoted."""
+  atoms = atoms_of(prompt)
+  return atoms.get("text") if atoms else ocr.quoted(prompt)
+
+
+def _folder(section, name: str) -> str:
+  path = section.models[name].path
+  if not path:
+    raise InputError(
+      f"config.rewards.use names {name!r}, but "
+      f"config.rewards.models.{name}.path is empty; give the folder of a model."
+    )
+  return path
+
+
+def _clip(section, load: Callable) -> Score:
+  scorer = load(_folder(section, clip.NAME))
+  make = clip.scaled_alignment if section.models.clip.scaled else clip.alignment
+  return make(scorer)
+
+
+def _aesthetic(section, load: Callable) -> Score:
+  if not section.models.aesthetic.head:
+    raise InputError(
+      "config.rewards.use names 'aesthetic', but "
+      "config.rewards.models.aesthetic.head is empty; give the file of a head, "
+      "see qi2_jax/interop/aesthetic.py."
+    )
+  scorer = load(_folder(section, aesthetic.NAME))
+  head = heads.load(section.models.aesthetic.head, scorer.width)
+  return aesthetic.aesthetic(scorer, head)
+
+
+def _ocr(section, load: Callable) -> Score:
+  name = section.models.ocr.reader
+  try:
+    read = evaluate_vae.text_reader(name)
+  except InputError as error:
+    raise InputError(
+      f"config.rewards.models.ocr.reader={name!r}: {error}"
+    ) from error
+  if read is None:
+    raise InputError(
+      "config.rewards.use names 'ocr', so config.rewards.models.ocr.reader "
+      "must not be 'none'."
+    )
+  if name == "shapes":
+    logging.warning(
+      "the reward 'ocr' reads by template matching of the rendered task's own "
+      "font, not by an OCR engine"
+    )
+  return ocr.text_accuracy(read, _wanted, image_metrics.text_similarity)
+
+
+def _consistency(section, load: Callable) -> Score:
+  path = _folder(section, consistency.NAME)
+  return consistency.consistency(patch_features.load(path))
+
+
+_LOADED = {
+  clip.NAME: _clip, aesthetic.NAME: _aesthetic, ocr.NAME: _ocr,
+  consistency.NAME: _consistency,
+}  # fmt: skip
+
+
+def rewards(section) -> dict[str, Score]:
+  """The rewards of `config.rewards.use`, and those that cost nothing.
+
+  Args:
+    section: `config.rewards`.
+
+  Raises:
+    InputError: an unknown name, or a model that is missing or damaged.
+  """
+  known = (*rollout_rewards.BUILT_IN, *_LOADED)
+  for name in section.use:
+    if name not in known:
+      raise InputError(
+        f"config.rewards.use names {name!r}; use some of {sorted(known)}, and "
+        "config.rewards.judges for VLM judges."
+      )
+  scorers = {}
+
+  def load(path: str):
+    if path not in scorers:
+      scorers[path] = image_text.load(path)
+    return scorers[path]
+
+  found = rollout_rewards.built_in(_check, checker.edit_scores)
+  for name in section.use:
+    if name in _LOADED:
+      found[name] = _LOADED[name](section, load)
+  return found
+
+
 def arguments(config) -> dict:
   """Keyword arguments of a task's factory, beside config, workdir and mesh."""
-  if "rewards" not in config:
-    return {}
-  return {
-    "rewards": rollout_rewards.built_in(_check, checker.edit_scores)
-  }  # fmt: skip
+  return {"rewards": rewards(config.rewards)} if "rewards" in config else {}
