@@ -108,11 +108,11 @@ def _link(part: Part, shard: shards.Shard) -> list[dict[str, Any]]:
     os.link(source, target)
   except OSError:  # another file system, or one without links
     shutil.copyfile(source, target)
-  excluded = datasets.left_out(part)
+  kept = datasets.kept_ids(part)
   rows = []
   for position, data in enumerate(shards.read_records(source)):
     record = codec.decode(data)
-    status = "excluded" if record.id in excluded else "ok"
+    status = "ok" if kept is None or record.id in kept else "excluded"
     rows.append(_row(record.id, str(source), position, status))
   if len(rows) != part.stop:
     raise InputError(

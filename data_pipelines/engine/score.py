@@ -124,7 +124,7 @@ def run(
     )
   source = out / ingest.FOLDER / f"{stem}.array_record"
   columns = {
-    column: kind
+    column: _readable(kind)
     for stand_in in settings.stand_ins
     for column, kind in standins.COLUMNS[stand_in].items()
   }
@@ -149,6 +149,13 @@ def run(
       "ok": scored, "failed": len(rows) - scored,
       _STAND_INS: list(settings.stand_ins),
     }  # fmt: skip
+
+
+def _readable(kind: pa.DataType) -> pa.DataType:
+  """Parquet cannot read back lists of fixed size of which some are null."""
+  if pa.types.is_fixed_size_list(kind):
+    return pa.list_(kind.value_type)
+  return kind
 
 
 def score_record(

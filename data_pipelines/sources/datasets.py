@@ -92,11 +92,11 @@ def is_stage(path: pathlib.Path) -> bool:
   return (path / "ingest").is_dir()
 
 
-def left_out(part: Part) -> set[str]:
-  """Ids of the records of a part that its stage did not keep."""
+def kept_ids(part: Part) -> set[str] | None:
+  """Ids of the records that the stage of a part kept; None: all."""
   if not part.entries:
-    return set()
+    return None
   (entry,) = part.entries
   rows = pathlib.Path(entry["stage"], "materialise", f"{entry['name']}.parquet")
   table = pq.read_table(rows, columns=["id", "status"])
-  return {row["id"] for row in table.to_pylist() if row["status"] != "kept"}
+  return {row["id"] for row in table.to_pylist() if row["status"] == "kept"}
