@@ -22,7 +22,8 @@ _FLAT_STEP = 1
 _BLACK, _WHITE = 8, 247
 # Hashes look at 32 x 32 pixels; much larger images are averaged down first.
 _HASH_SIDE = 256
-_EDIT_SIDE = 64
+# Edits are compared in cells; smaller ones would show compression.
+_CELL_SIDE, _MIN_CELLS, _MAX_CELLS = 8, 8, 64
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -141,7 +142,8 @@ def edit_metrics(
 ) -> dict[str, Any]:
   """How an edited image differs from what it started from.
 
-  Images are averaged to 64 x 64 cells of colour on white, and transparency.
+  Images are averaged to at most 64 x 64 cells of colour on white, and of
+  transparency.
 
   Returns:
     `edit_change`: change of the cell that changed most, 0 to 1, smallest over
@@ -152,10 +154,12 @@ def edit_metrics(
   """
   if not references:
     return {"edit_change": None, "edit_similarity": None}
-  end_HWC = _cells(target)
+  cells = min(target.size) // _CELL_SIDE
+  cells = min(max(cells, _MIN_CELLS), _MAX_CELLS)
+  end_HWC = _cells(target, cells)
   changes, similarities = [], []
   for reference in references:
-    start_HWC = _cells(reference)
+    start_HWC = _cells(reference, cells)
     changes.append(np.abs(end_HWC - start_HWC).mean(axis=-1).max())
     similarities.append(_correlation(end_HWC, start_HWC))
   return {
@@ -164,9 +168,9 @@ def edit_metrics(
   }
 
 
-def _cells(image: Image.Image) -> np.ndarray:
-  """[64, 64, 4] colour on white and transparency, 0 to 1."""
-  size = (_EDIT_SIDE, _EDIT_SIDE)
+def _cells(image: Image.Image, cells: int) -> np.ndarray:
+  """[cells, cells, 4] colour on white and transparency, 0 to 1."""
+  size = (cells, cells)
   opaque = np.full((*size, 1), 255, np.uint8)
   if image.mode == "RGBA":
     alpha = image.getchannel("A").resize(size, Image.Resampling.BOX)

@@ -120,7 +120,8 @@ def apply(table: pa.Table, bounds: Sequence[Bound]) -> Verdict:
     else:
       sign = "<" if low else ">"
       for i in np.flatnonzero(new_N).tolist():
-        detail[i] = f"{bound.column} {column_N[i]:.4g} {sign} {bound.limit:g}"
+        found = f"{bound.column} {number_text(column_N[i])}"
+        detail[i] = f"{found} {sign} {number_text(bound.limit)}"
       value_N[new_N] = column_N[new_N]
       threshold_N[new_N] = bound.limit
     drop_N |= bad_N
@@ -164,6 +165,12 @@ def numbers(table: pa.Table, column: str) -> np.ndarray:
       f"allow_{column} or another column."
     )
   return to_numpy(pc.fill_null(values.cast(pa.float64()), np.nan))
+
+
+def number_text(value: float) -> str:
+  """A number for people: whole ones in full, others with four digits."""
+  whole = float(value).is_integer() and abs(value) < 1e12
+  return f"{int(value):,}" if whole else f"{value:.4g}"
 
 
 def to_numpy(values: pa.ChunkedArray | pa.Array) -> np.ndarray:

@@ -13,8 +13,8 @@ from typing import Any
 UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _PIECE = re.compile(rf"[{UNSPACED}]|[^\W\d_{UNSPACED}]{{1,6}}|\d|[^\w\s]|_")
 _INVALID = {"Cc", "Cs", "Co", "Cn"}
-# Enough to tell a language; detection is linear in the length.
-_LANGUAGE_CHARACTERS = 1000
+# The detector reads no more, and logs a line for every longer text.
+_LANGUAGE_CHARACTERS = 80
 # A metric row keeps this much of a caption, for decontamination and display.
 KEPT_CHARACTERS = 8192
 
