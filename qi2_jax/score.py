@@ -147,7 +147,8 @@ def score_shard(
     shard.table(whole)
     damaged = whole["clip_alignment"].null_count
     shard.counts = {
-      **about["counts"], "records": whole.num_rows, "damaged": damaged
+      **about["counts"], "records": whole.num_rows, "damaged": damaged,
+      "source_sha256": source.sha256,
     }  # fmt: skip
 
 

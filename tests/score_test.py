@@ -125,6 +125,7 @@ def test_scores_equal_transformers(dataset, model, head):
   assert marker["counts"] == {
     "model": os.path.basename(model[-1]), "head": "linear.safetensors",
     "random": False, "records": 4, "damaged": 1,
+    "source_sha256": records.read_manifest(dataset)["shards"][1]["sha256"],
   }  # fmt: skip
 
 

@@ -45,8 +45,8 @@ def finish(
   config: StageConfig,
   inputs: Sequence[dict[str, Any]],
   scores: dict[str, str],
-) -> dict[str, Any]:
-  """Writes the dataset folder and the manifest.
+) -> tuple[dict[str, Any], bool]:
+  """Writes the dataset folder and the manifest, unless they are there.
 
   Args:
     out: folder of the stage; all verbs are done.
@@ -56,12 +56,17 @@ def finish(
     scores: what made each score.
 
   Returns:
-    The manifest.
+    The manifest, and whether it is new. Without any record left there is no
+    dataset folder.
 
   Raises:
-    InputError: no record is left, or writing failed.
+    InputError: a verb is not done, or writing failed.
   """
   manifest = _describe(out, count, config, inputs, scores)
+  if _read(out / NAME) == manifest and (
+    not manifest["kept"] or _read(out / DATA / NAME) == _about(manifest)
+  ):
+    return manifest, False
   rows = list(_quarantined(out, count))
   if len(rows) != manifest["quarantined"]:
     raise AssertionError(f"{len(rows)} rows, {manifest['quarantined']} counted")
@@ -77,12 +82,14 @@ def finish(
       f"Writing {out / DATA} failed ({error.strerror}); check the free space "
       "and run the same command again."
     ) from error
-  if not manifest["kept"]:
-    raise InputError(
-      f"None of the {manifest['in']} records of {out} is left ({_why(manifest)}"
-      "); loosen the filters or check the input."
-    )
-  return manifest
+  return manifest, True
+
+
+def _read(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return None
 
 
 def funnel(manifest: dict[str, Any]) -> str:
@@ -90,11 +97,12 @@ def funnel(manifest: dict[str, Any]) -> str:
   return (
     f"{manifest['in']} in = {manifest['kept']} kept + "
     f"{manifest['in'] - manifest['kept'] - manifest['quarantined']} dropped + "
-    f"{manifest['quarantined']} quarantined ({_why(manifest) or 'none lost'})"
+    f"{manifest['quarantined']} quarantined ({why(manifest) or 'none lost'})"
   )
 
 
-def _why(manifest: dict[str, Any]) -> str:
+def why(manifest: dict[str, Any]) -> str:
+  """'3 dropped by entropy, 1 empty file'."""
   lost = [(f"dropped by {n}", k) for n, k in manifest["dropped"].items() if k]
   lost += [(reason, k) for reason, k in manifest["reasons"].items()]
   return ", ".join(f"{count} {what}" for what, count in lost)
@@ -213,13 +221,9 @@ def _write_lines(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
   os.replace(temporary, path)
 
 
-def _write_data(
-  out: pathlib.Path,
-  manifest: dict[str, Any],
-  rows: Sequence[dict[str, Any]],
-) -> None:
-  """The dataset folder; an older one is replaced."""
-  about = {
+def _about(manifest: dict[str, Any]) -> dict[str, Any]:
+  """The manifest of the dataset folder."""
+  return {
     "schema_version": SCHEMA_VERSION,
     "source": {
       "name": "stage", "stage": manifest["stage"], "manifest": manifest["id"],
@@ -230,6 +234,14 @@ def _write_data(
     "by_task": manifest["by_task"],
     "by_kind": manifest["by_kind"],
   }  # fmt: skip
+
+
+def _write_data(
+  out: pathlib.Path,
+  manifest: dict[str, Any],
+  rows: Sequence[dict[str, Any]],
+) -> None:
+  """The dataset folder; an older one is replaced."""
   data, new, old = (
     out / name for name in (DATA, f"{DATA}.partial", f"{DATA}.old")
   )
@@ -242,7 +254,7 @@ def _write_data(
       name = f"{stem}{suffix}"
       _link(out / materialise.FOLDER / name, new / name)
   _write_lines(new / QUARANTINE, rows)
-  shards.write_json(new / NAME, about)
+  shards.write_json(new / NAME, _about(manifest))
   if data.exists():
     os.rename(data, old)
   os.rename(new, data)

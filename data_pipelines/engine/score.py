@@ -32,6 +32,7 @@ CODE = (
   "data_pipelines.engine.decoding", "data_pipelines.engine.score",
 )  # fmt: skip
 _STAND_INS = "stand_ins"  # in the counts of a shard that was made here
+SOURCE = "source_sha256"  # in the counts of a shard that a model has scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,15 +94,39 @@ def take_over(
     os.replace(temporary, folder / f"{stem}{suffix}")
 
 
+def check_source(
+  folder: pathlib.Path, stem: str, ingested: pathlib.Path
+) -> None:
+  """Checks that a model has scored the records that are there now.
+
+  Raises:
+    InputError: its marker names another checksum.
+  """
+  marker = shards.read_marker(folder, stem) or {"counts": {}}
+  found = marker["counts"].get(SOURCE)
+  if found not in (None, shards.sha256_of(ingested, stem, ".array_record")):
+    raise InputError(
+      f"Score {folder / stem} was made of records that have changed since; "
+      "run `python -m qi2_jax.score` again, or delete that folder."
+    )
+
+
 def describe(
   folder: pathlib.Path, stems: Sequence[str], stand_ins: Sequence[str]
 ) -> str:
   """What made the scores of a folder, for the manifest."""
-  models = sum(by_model(folder, stem) for stem in stems)
-  if models == len(stems):
-    return "model"
+  models = []
+  for stem in stems:
+    if by_model(folder, stem):
+      marker = shards.read_marker(folder, stem) or {"counts": {}}
+      models.append(str(marker["counts"].get("model", "")))
+  names = "model " + ", ".join(sorted(set(models)))
+  if len(models) == len(stems):
+    return names.strip()
   text = "; ".join(standins.describe(name) for name in stand_ins)
-  return f"{text} ({models} of {len(stems)} shards: model)" if models else text
+  if not models:
+    return text
+  return f"{names} ({len(models)} of {len(stems)} shards); {text}"
 
 
 def run(

@@ -26,6 +26,7 @@ from data_pipelines.engine import (
 )
 from data_pipelines.engine.config import StageConfig
 from data_pipelines.errors import InputError
+from data_pipelines.report import page
 from data_pipelines.sources.plan import describe, plan
 
 VERBS = ("ingest", "measure", "score", "decide", "materialise")
@@ -300,7 +301,16 @@ def _materialise(run: Run) -> dict[str, Any]:
     for name, options in run.config.score.items()
   }
   inputs = _plan(run.out)["inputs"]
-  return manifest.finish(run.out, count, run.config, inputs, scores)
+  found, new = manifest.finish(run.out, count, run.config, inputs, scores)
+  if new or not (run.out / page.NAME).exists():
+    page.write_report(run.out)
+  if not found["kept"]:
+    raise InputError(
+      f"None of the {found['in']} records of {run.out} is left "
+      f"({manifest.why(found)}); loosen the filters or check the input, see "
+      f"{page.NAME}."
+    )
+  return found
 
 
 def _score(run: Run) -> None:
@@ -316,6 +326,7 @@ def _score(run: Run) -> None:
         source = pathlib.Path(origin["stage"]) / score.FOLDER / name
         score.take_over(source, origin["name"], folder, stem)
       if score.by_model(folder, stem):
+        score.check_source(folder, stem, run.out / ingest.FOLDER)
         return None
       fingerprint = fingerprints.of_score(run.config, run.out, name, stem)
       if origin:

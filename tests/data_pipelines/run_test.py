@@ -78,13 +78,15 @@ def test_bad_requests_are_one_sentence(tmp_path, words, message):
 
 def test_a_full_disk_is_one_sentence_and_can_be_resumed(tmp_path):
   where = folder(tmp_path / "in", 12)
-  size = 20_000  # of any file that the process or its children write
-
-  def limit():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-  done = start(
-    tmp_path / "out", f"--input={where}", "--processes=1", preexec_fn=limit
+  # No file that the process or its children write may become larger.
+  limited = (
+    "import os, resource, sys\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+    "os.execv(sys.argv[1], sys.argv[1:])"
+  )
+  words = command(tmp_path / "out", f"--input={where}", "--processes=1")
+  done = subprocess.run(
+    [sys.executable, "-c", limited, *words], capture_output=True, text=True
   )
   assert done.returncode == 2, done.stderr
   (sentence,) = [s for s in done.stderr.splitlines() if s.startswith("Error")]

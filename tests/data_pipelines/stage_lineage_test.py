@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stages of stages, scores of models, and requests that cannot be met."""
 
+import json
 import os
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from pictures import folder
 from stages import all_records, config, run
 
-from data_pipelines.engine import stage
+from data_pipelines.engine import shards, stage
 from data_pipelines.errors import InputError
 
 
@@ -81,12 +82,29 @@ def test_scores_of_models_are_taken_as_they_are(tmp_path, verbs):
   assert "in/p002.jpg" not in all_records(out)
 
 
+def test_scores_of_other_records_are_refused(tmp_path):
+  where = folder(tmp_path / "in", 3)
+  out = tmp_path / "out"
+  run(out, where)
+  marker = out / "score" / "clip" / "part-00000.done.json"
+  value = json.loads(marker.read_text())
+  sha256 = shards.sha256_of(out / "ingest", "part-00000", ".array_record")
+  value["counts"] = {"model": "vit", "source_sha256": sha256}
+  marker.write_text(json.dumps(value))
+  assert run(out, where)["scores"]["clip"] == "model vit"
+  value["counts"]["source_sha256"] = "0" * 64
+  marker.write_text(json.dumps(value))
+  with pytest.raises(InputError, match="records that have changed since"):
+    run(out, where)
+
+
 def test_nothing_left_is_an_error_that_says_why(tmp_path):
   where = folder(tmp_path / "in", 3)
   cfg = config(filters__resolution__min_pixels=10**9)
   with pytest.raises(InputError, match="3 dropped by resolution"):
     run(tmp_path / "out", where, config=cfg)
   assert not (tmp_path / "out" / "data").exists()
+  assert "resolution" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):
