@@ -99,12 +99,8 @@ def recoloured(c: Corpus):
   twin = c.originals[int(c.rng.integers(len(c.originals)))]
   image = Image.open(c.folder / twin).convert("YCbCr")
   grey, blue, red = image.split()
-  c.add(
-    "recoloured",
-    KEPT,
-    encode(Image.merge("YCbCr", (grey, red, blue)).convert("RGB"), "PNG"),
-    ".png",
-  )
+  swapped = Image.merge("YCbCr", (grey, red, blue)).convert("RGB")
+  c.add("recoloured", KEPT, encode(swapped, "PNG"), ".png")
 
 
 def edit(c: Corpus):
@@ -251,7 +247,7 @@ def skin(c: Corpus):
 
 def turned_twice(c: Corpus):
   """Pixels turned by a program that left the camera's tag."""
-  image = c.picture()
+  image = c.picture().resize((SIDE + 20, SIDE + 30))  # not square
   exif = exif_of(int(c.rng.integers(5, 9)), image.size[::-1])
   c.add("turned_twice", "rotation", encode(image, exif=exif))
 

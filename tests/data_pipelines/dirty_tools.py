@@ -78,8 +78,8 @@ class Corpus:
     return f"a view of {' '.join(words)}, number {self.rng.integers(1 << 40)}"
 
   def picture(self, scale: float = 1.0) -> Image.Image:
-    """A new image, its short side at least SIDE * scale."""
-    return picture(self.rng, SIDE * scale)
+    """A new image, its short side a little over SIDE * scale or more."""
+    return picture(self.rng, (SIDE + 4) * scale)
 
 
 def picture(rng: np.random.Generator, side: float) -> Image.Image:
