@@ -151,6 +151,14 @@ def test_only_what_an_edit_must_not_touch_counts():
     (kept - changed + cosine[5:].sum()) / kept
   )  # fmt: skip
   assert values[2] < 0.95
+  # Each image is held against its own source.
+  both = [Prompt("edit", "edit", target), Prompt("edit", "edit", spoilt)]
+  own, crossed = (
+    score(images, both, [(source,), (spoilt,)])["consistency"]
+    for images in ([target, spoilt], [spoilt, target])
+  )
+  np.testing.assert_allclose(own, 1)
+  assert crossed.max() < 0.95
 
 
 def test_what_has_no_region_to_keep():
