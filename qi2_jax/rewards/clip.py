@@ -2,7 +2,8 @@
 """How well an image fits its prompt, by CLIP or SigLIP.
 
 The model sees the first tokens of a prompt only (77 with CLIP, 64 with
-SigLIP); what a long prompt says later needs a VLM judge.
+SigLIP); what a long prompt says later needs a VLM judge. The prompt of an edit
+is an instruction, which describes no image: give the reward no weight there.
 
 Shapes: B images, P width of the common space.
 """
