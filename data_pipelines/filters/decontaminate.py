@@ -171,14 +171,27 @@ def judge(
   """Drops rows that match an evaluation set.
 
   Args:
-    table: N rows with `caption`, `phash` and `thumb`.
+    table: N rows with `caption`, `phash`, `dhash` and `thumb`.
     alive_N: the rows to judge.
     options: `prompts`, `images` and `ngram`, see `load`; `min_overlap`, share
       of a prompt's n-grams; `max_phash`, bits; `max_colour`, levels.
+
+  Raises:
+    InputError: see `load`.
   """
   block = load(
     options.get("prompts") or (), options.get("images") or (), options["ngram"]
   )
+  return judge_with(table, alive_N, block, options)
+
+
+def judge_with(
+  table: pa.Table,
+  alive_N: np.ndarray,
+  block: Blocklist,
+  options: Mapping[str, Any],
+) -> rules.Verdict:
+  """As `judge`, with evaluation sets that have been read."""
   rows = np.flatnonzero(alive_N)
   drop_N, value_N, threshold_N = rules.empty(table.num_rows)
   detail = {}

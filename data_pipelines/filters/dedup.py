@@ -88,11 +88,13 @@ def _candidates(
     sorted_N = place_N[order_N]
     margin = max_colour + 1e-6
     for flip in flips:
-      wanted_N = (key_N ^ flip) * 1024 + 256 + mean_N
+      # In sorted order, neighbours look in places near each other: searching
+      # is several times faster than in the order of the rows.
+      wanted_N = ((key_N ^ flip) * 1024 + 256 + mean_N)[order_N]
       first_N = np.searchsorted(sorted_N, wanted_N - margin, "left")
       last_N = np.searchsorted(sorted_N, wanted_N + margin, "right")
-      for i, position in _expand(first_N, last_N):
-        j = order_N[position]
+      for i, j in _expand(first_N, last_N):
+        i, j = order_N[i], order_N[j]
         yield np.stack([i, j], axis=1)[i < j]
 
 
@@ -116,7 +118,7 @@ def _expand(
 def embedding_pairs(embedding_ND: np.ndarray, min_cosine: float) -> np.ndarray:
   """All pairs of at least this cosine, by blocked matrix products.
 
-  Exact and quadratic: about 10 s of one core for 50,000 rows of 512.
+  Exact and quadratic: 16 s of CPU time for 50,000 rows of 512.
 
   Args:
     embedding_ND: float, not all zero in any row.

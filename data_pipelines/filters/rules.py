@@ -2,8 +2,10 @@
 """Filters that look at one row at a time, written as data.
 
 The options of such a filter are bounds on columns: `min_COLUMN`,
-`max_COLUMN`, `allow_COLUMN` (a list of words). Its name is only a label, so
-a new score needs a column and a line of config, and no code.
+`max_COLUMN`, `allow_COLUMN` (a list of words). `task` limits them to one of
+the two: an instruction, for one, does not describe its result. The name of a
+filter is only a label, so a new score needs a column and a line of config, and
+no code.
 
 A metric that does not apply to a record (the JPEG quality of a PNG) is null
 and passes every bound.
@@ -19,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipelines.codec import TASKS
 from data_pipelines.errors import InputError
 
 _SIDES = ("min", "max", "allow")
@@ -51,11 +54,13 @@ class Bound:
     column: the column that it bounds.
     side: 'min', 'max' or 'allow'.
     limit: a number; for 'allow' a tuple of words.
+    task: the only task that it applies to; '' for all.
   """
 
   column: str
   side: str
   limit: Any
+  task: str = ""
 
 
 def parse(name: str, options: Mapping[str, Any]) -> tuple[Bound, ...]:
@@ -69,7 +74,14 @@ def parse(name: str, options: Mapping[str, Any]) -> tuple[Bound, ...]:
     InputError: an option is no bound, or its limit has the wrong type.
   """
   bounds = []
+  task = options.get("task") or ""
+  if task not in ("", *TASKS):
+    raise InputError(
+      f"Filter {name!r} is for task {task!r}; use one of {TASKS}, or None."
+    )
   for option, limit in options.items():
+    if option == "task":
+      continue
     side, _, column = option.partition("_")
     if side not in _SIDES or not column:
       raise InputError(
@@ -89,7 +101,7 @@ def parse(name: str, options: Mapping[str, Any]) -> tuple[Bound, ...]:
         f"Option {option!r} of filter {name!r} is {limit!r}; give {wanted}, "
         "or None to switch it off."
       )
-    bounds.append(Bound(column, side, limit))
+    bounds.append(Bound(column, side, limit, task))
   return tuple(bounds)
 
 
@@ -113,6 +125,8 @@ def apply(table: pa.Table, bounds: Sequence[Bound]) -> Verdict:
       column_N = numbers(table, bound.column)
       low = bound.side == "min"
       bad_N = column_N < bound.limit if low else column_N > bound.limit
+    if bound.task:
+      bad_N &= to_numpy(pc.equal(table["task"], bound.task))
     new_N = bad_N & ~drop_N
     if bound.side == "allow":
       for i in np.flatnonzero(new_N).tolist():

@@ -2,6 +2,8 @@
 """Evaluation prompts and images do not reach training data."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from metric_table import dropped, judge, rows
 from PIL import Image
 from skimage import data as photos
 
+from data_pipelines import decontaminate as clean_command
+from data_pipelines import images, records
 from data_pipelines.errors import InputError
 from data_pipelines.filters import decontaminate, pixels
 
@@ -157,3 +161,64 @@ def test_nothing_to_compare_with(tmp_path):
   (tmp_path / "broken.png").write_bytes(b"no image")
   with pytest.raises(InputError, match=r"broken\.png"):
     decontaminate.load([], [tmp_path], 4)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+  """Two records that match evaluation sets among four."""
+  pictures = [photos.coffee(), photos.chelsea(), photos.rocket(),
+              photos.astronaut()]  # fmt: skip
+  captions = ["a cup", "a pet", f"{PROMPT}!", "a portrait"]
+  with records.DatasetWriter(tmp_path / "data", shards=2) as writer:
+    for i, (picture, caption) in enumerate(zip(pictures, captions)):
+      image = images.encode_png(np.ascontiguousarray(picture[::2, ::2]))
+      writer.add(
+        records.Record(f"r{i}", "t2i", caption, "user", image, (), {"n": i})
+      )
+  return tmp_path / "data"
+
+
+def command(*arguments):
+  return subprocess.run(
+    [sys.executable, "-m", "data_pipelines.decontaminate",
+     *map(str, arguments)],
+    capture_output=True, text=True,
+  )  # fmt: skip
+
+
+def test_the_command(tmp_path, dataset, prompts, evaluation_images):
+  (evaluation_images / "deep" / "cat.png").unlink()
+  out = tmp_path / "clean"
+  done = command(
+    f"--data={dataset}", f"--out={out}", f"--prompts={prompts}",
+    f"--images={evaluation_images}",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert "2 records kept" in done.stdout
+  assert "1 like an evaluation prompt" in done.stdout
+  assert "1 like an evaluation image" in done.stdout
+  before, after = map(records.open_dataset, (dataset, out))
+  assert {r.id for r in map(after.__getitem__, range(2))} == {"r1", "r3"}
+  by_id = {r.id: r for r in map(before.__getitem__, range(4))}
+  assert all(by_id[r.id] == r for r in map(after.__getitem__, range(2)))
+  assert len(after.manifest["shards"]) == 2
+  removed = (out / "quarantine.jsonl").read_text("utf-8").splitlines()
+  reasons = {r["id"]: r["reason"] for r in map(json.loads, removed)}
+  assert reasons.keys() == {"r0", "r2"}
+  assert reasons["r0"] == "evaluation image deep/coffee.jpg"
+  with pytest.raises(InputError, match="already exists"):
+    clean_command.clean(dataset, out, [prompts], [], OPTIONS)
+
+
+def test_nothing_is_written_when_nothing_can_be_compared(tmp_path, dataset):
+  with pytest.raises(InputError, match="neither prompts nor images"):
+    clean_command.clean(dataset, tmp_path / "clean", [], [], OPTIONS)
+  assert not (tmp_path / "clean").exists()
+
+
+def test_chunks_do_not_matter(tmp_path, dataset, prompts, monkeypatch):
+  monkeypatch.setattr(clean_command, "_CHUNK", 3)
+  counts = clean_command.clean(
+    dataset, tmp_path / "clean", [prompts], [], OPTIONS
+  )
+  assert counts == {"kept": 3, "evaluation prompt": 1}
