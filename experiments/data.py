@@ -87,7 +87,8 @@ def _filters_pretraining(config, side):
   # A tag that contradicts the pixels; tags that agree are applied.
   _add(config, "rotation", max_orientation_conflict=0)
   _add(config, "entropy", min_entropy=2.0, max_entropy=7.99)
-  _add(config, "alignment", min_clip_alignment=0.18)
+  # An instruction does not describe the result of an edit.
+  _add(config, "alignment", min_clip_alignment=0.18, task="t2i")
   _add(
     config, "token_length", min_tokens=3, max_tokens=1024,
     max_invalid_characters=0,
@@ -162,7 +163,8 @@ def _tiny():
   config.buckets = ConfigDict(dict(px64=((64, 64), (64, 96), (96, 64))))
   config.filters.resolution.min_pixels = 64 * 64
   # Shapes are flat and alike: the thresholds of photographs would take most.
-  config.filters.entropy.min_entropy = 0.1
+  config.filters.entropy.min_entropy = 0.0
+  config.filters.edit.min_edit_similarity = None
   config.filters.perceptual_duplicate.max_phash = 2
   config.filters.perceptual_duplicate.max_dhash = 2
   config.filters.perceptual_duplicate.max_colour = 2.0

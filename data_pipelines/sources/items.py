@@ -20,6 +20,7 @@ CAPTION_FIELDS = ("text", "caption", "prompt", "instruction", "TEXT")
 # Copied from an input's own metadata to the provenance of a record.
 KEPT_FIELDS = ("url", "license", "source", "key", "language")
 _KEPT_CHARACTERS = 2048
+TEXT_FIELDS = (*CAPTION_FIELDS, *KEPT_FIELDS, "kind")
 
 
 class Unusable(Exception):

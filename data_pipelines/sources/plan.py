@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Sequence
 
 from data_pipelines.errors import InputError
-from data_pipelines.sources import datasets, folder, jsonl, tables, tars
+from data_pipelines.sources import datasets, folder, jsonl, tables, tars, tfds
 from data_pipelines.sources.items import IMAGE_SUFFIXES, Part, digest, printable
 
 _PLANNERS = {
@@ -27,6 +27,7 @@ READERS = {
   "jsonl": jsonl.read,
   "tar": tars.read,
   "table": tables.read,
+  "tfds": tfds.read,
 }
 
 
@@ -35,7 +36,8 @@ def plan(inputs: Sequence[str], size: int) -> list[Part]:
 
   Args:
     inputs: folders or files; a folder may hold images with captions, tars,
-      Parquet files, a dataset, or an earlier stage.
+      Parquet files, a prepared builder of TensorFlow Datasets, a dataset, or
+      an earlier stage.
     size: entries of a part, where the input can be cut freely.
 
   Returns:
@@ -50,7 +52,8 @@ def plan(inputs: Sequence[str], size: int) -> list[Part]:
   taken: set[str] = set()
   for name in inputs:
     path = pathlib.Path(os.path.normpath(name))
-    prefix = _unique(printable(path.name), taken)
+    label = tfds.label(path) if tfds.is_builder(path) else path.name
+    prefix = _unique(printable(label), taken)
     found = _plan_one(path, prefix, size)
     if not found:
       raise InputError(f"Input {path} is empty; check --input.")
@@ -77,6 +80,8 @@ def _plan_one(path: pathlib.Path, prefix: str, size: int) -> list[Part]:
     return datasets.plan_stage(path, prefix, size)
   if (path / "manifest.json").is_file():
     return datasets.plan_dataset(path, prefix, size)
+  if tfds.is_builder(path):
+    return tfds.plan(path, prefix, size)
   archives = _archives(path)
   if not archives:
     return folder.plan(path, prefix, size)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from data_pipelines.errors import InputError
 from data_pipelines.sources.items import (
+  TEXT_FIELDS,
   Entry,
   Item,
   Limits,
@@ -32,7 +33,7 @@ from data_pipelines.sources.items import (
   state,
 )
 
-_IMAGES = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "target")
+IMAGES = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "target")
 _REFERENCES = ("references", "reference", "source_image", "source")
 _ROWS = 64  # decoded at a time; bounds memory
 
@@ -70,11 +71,11 @@ def has_images(path: pathlib.Path) -> bool:
 
 
 def _image_column(schema: pa.Schema, path: pathlib.Path) -> str:
-  for name in _IMAGES:
+  for name in IMAGES:
     if name in schema.names and _is_image(schema.field(name).type):
       return name
   raise InputError(
-    f"{path} has no column of images among {list(_IMAGES)} (its columns are "
+    f"{path} has no column of images among {list(IMAGES)} (its columns are "
     f"{schema.names}); rename the column that holds the encoded images."
   )
 
@@ -99,7 +100,7 @@ def read(part: Part, limits: Limits) -> Iterator[Entry]:
       for batch in batches:
         for number, row in enumerate(batch.to_pylist(), start=first):
           where = f"{name}:{number}"
-          load = functools.partial(_load, row, image, where, limits)
+          load = functools.partial(load_row, row, image, where, limits)
           yield Entry(f"{part.prefix}:{number}", where, load)
         first += len(batch)
   except (OSError, pa.ArrowException) as error:
@@ -114,7 +115,20 @@ def _fail(reason: str) -> Item:
   raise Unusable(reason)
 
 
-def _load(row: dict[str, Any], image: str, where: str, limits: Limits) -> Item:
+def load_row(
+  row: dict[str, Any], image: str, where: str, limits: Limits
+) -> Item:
+  """The item in a row.
+
+  Args:
+    row: plain values; text may be UTF-8 bytes.
+    image: name of the column with the image.
+    where: see `Entry`.
+    limits: of the images.
+
+  Raises:
+    Unusable: the image or the caption is missing or too large.
+  """
   target = _bytes(row[image], limits)
   if target is None:
     status = row.get("error_message") or row.get("status")
@@ -128,13 +142,23 @@ def _load(row: dict[str, Any], image: str, where: str, limits: Limits) -> Item:
       break
   if None in references:
     raise Unusable("no reference image")
+  text = {name: _text(row.get(name)) for name in TEXT_FIELDS}
   return Item(
-    caption=caption_of(row),
-    kind=str(row.get("kind") or "user"),
+    caption=caption_of(text),
+    kind=str(text["kind"] or "user"),
     target=target,
     references=tuple(references),
-    provenance={"where": where, **kept_fields(row)},
+    provenance={"where": where, **kept_fields(text)},
   )
+
+
+def _text(value: Any) -> Any:
+  if not isinstance(value, bytes):
+    return value
+  try:
+    return value.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise Unusable("text is not UTF-8") from error
 
 
 def _bytes(value: Any, limits: Limits) -> bytes | None:

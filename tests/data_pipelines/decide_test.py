@@ -268,3 +268,14 @@ def test_empty_scores_are_told_unless_the_image_is_broken():
   table = rows(2, nsfw=[0.1, None], error=[None, "Truncated."])
   assert not dropped(decide.decide(table, filters, ("s",), 0))
   assert decide.score_columns(filters, ("s",)) == {"nsfw"}
+
+
+def test_a_filter_may_be_for_one_task():
+  table = rows(4, task=["t2i", "ti2i", "t2i", "ti2i"], tokens=[1, 1, 9, 9])
+  for task, expected in (
+    ("t2i", {"r0": "f"}), ("ti2i", {"r1": "f"}), (None, {"r0": "f", "r1": "f"}),
+  ):  # fmt: skip
+    options = {"min_tokens": 5, "task": task}
+    assert dropped(judge(table, ("f",), f=options)) == expected
+  with pytest.raises(InputError, match="is for task 'edit'"):
+    judge(table, ("f",), f={"min_tokens": 5, "task": "edit"})
