@@ -34,7 +34,7 @@ class VAEConfig:
     temporal_downsample: per downsampling level; fixes the shortcut's form.
     carry_temporal: declare the unused `time_conv` arrays of the public file.
     dtype: compute dtype; parameters stay fp32.
-    remat: recompute each block of a level in the backward pass.
+    remat: recompute each residual block of a level in the backward pass.
   """
 
   image_channels: int = 4
@@ -72,10 +72,6 @@ def _conv3(features: int, config: VAEConfig) -> nn.Conv:
   return nn.Conv(features, (3, 3), padding=1, dtype=config.dtype)
 
 
-def _block(block, config: VAEConfig):
-  return nn.remat(block) if config.remat else block
-
-
 class Encoder(nn.Module):
   """`[B, H, W, C]` -> moments `[B, h, w, 2Z]` before the 1x1 head.
 
@@ -91,10 +87,10 @@ class Encoder(nn.Module):
     last = len(cfg.dim_mult) - 1
     self.conv_in = _conv3(cfg.base_dim, cfg)
     self.down = [
-      _block(vae_blocks.DownBlock, cfg)(
+      vae_blocks.DownBlock(
         cfg.base_dim * mult, cfg.num_res_blocks, down=i != last,
         temporal=i != last and cfg.temporal_downsample[i],
-        carry_temporal=cfg.carry_temporal, dtype=cfg.dtype,
+        carry_temporal=cfg.carry_temporal, dtype=cfg.dtype, remat=cfg.remat,
       )
       for i, mult in enumerate(cfg.dim_mult)
     ]  # fmt: skip
@@ -139,10 +135,10 @@ class Decoder(nn.Module):
     self.conv_in = _conv3(dims[0], cfg)
     self.mid = vae_blocks.MidBlock(cfg.dtype)
     self.up = [
-      _block(vae_blocks.UpBlock, cfg)(
+      vae_blocks.UpBlock(
         dim, cfg.num_res_blocks, up=i != last,
         temporal=i != last and temporal[i],
-        carry_temporal=cfg.carry_temporal, dtype=cfg.dtype,
+        carry_temporal=cfg.carry_temporal, dtype=cfg.dtype, remat=cfg.remat,
       )
       for i, dim in enumerate(dims)
     ]  # fmt: skip

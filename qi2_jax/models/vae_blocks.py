@@ -171,6 +171,15 @@ class ResBlock(nn.Module):
     return x + shortcut
 
 
+def res_block(remat: bool):
+  """`ResBlock`, or its form that is recomputed in the backward pass.
+
+  The levels are recomputed block by block: a level's activations at full
+  resolution are several times the size of its blocks' inputs.
+  """
+  return nn.remat(ResBlock) if remat else ResBlock
+
+
 class SpatialAttention(nn.Module):
   """Single-head self-attention over all positions, with residual."""
 
@@ -233,6 +242,7 @@ class DownBlock(nn.Module):
   temporal: bool
   carry_temporal: bool
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x):
@@ -241,8 +251,9 @@ class DownBlock(nn.Module):
       x, self.features, space=2 if self.down else 1,
       time=2 if self.temporal else 1,
     )  # fmt: skip
+    block = res_block(self.remat)
     for i in range(self.num_res_blocks):
-      x = ResBlock(self.features, self.dtype, name=f"resnet_{i}")(x)
+      x = block(self.features, self.dtype, name=f"resnet_{i}")(x)
     if self.down:
       x = nn.Conv(
         self.features, (3, 3), strides=2, padding=((0, 1), (0, 1)),
@@ -280,13 +291,15 @@ class UpBlock(nn.Module):
   temporal: bool
   carry_temporal: bool
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x):
     """`[B, h, w, C]` -> `[B, 2h, 2w, features]` (same size if not up)."""
     source = x
+    block = res_block(self.remat)
     for i in range(self.num_res_blocks + 1):
-      x = ResBlock(self.features, self.dtype, name=f"resnet_{i}")(x)
+      x = block(self.features, self.dtype, name=f"resnet_{i}")(x)
     if not self.up:
       return x
     if self.temporal and self.carry_temporal:

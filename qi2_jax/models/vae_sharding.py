@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VAE with the rows of an image spread over the mesh axis `seq`.
+"""The VAE and LPIPS with the rows of an image spread over the axis `seq`.
 
 Left to itself, the compiler gathers whole maps of 2048 px on every device
 (and jaxlib 0.10 gets gradients wrong where a shard has one row, see
@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec
 
 from qi2_jax.errors import InputError
 from qi2_jax.models import vae_blocks
+from qi2_jax.models.lpips import LPIPS
 from qi2_jax.models.vae import VAE
 
 AXIS = "seq"
@@ -104,3 +105,35 @@ def sharded_apply(module: VAE, mesh, variables, x, method: str):
   return jax.shard_map(
     local, mesh=mesh, in_specs=(PartitionSpec(), _ROWS), out_specs=_ROWS,
   )(variables, x)  # fmt: skip
+
+
+def sharded_distance(module: LPIPS, mesh, params, a_BHWC, b_BHWC):
+  """`module.apply({"params": params}, a, b)` with rows over `seq`.
+
+  Its first maps are as large as the decoder's last ones. Shards are equally
+  tall, so the mean over all rows is the mean of theirs.
+
+  Args:
+    module: the network.
+    mesh: as in `sharded_apply`.
+    params: of the network; they are gathered.
+    a_BHWC, b_BHWC: RGB images in [-1, 1]; the batch divides over data x fsdp.
+
+  Returns:
+    fp32 `[B]`.
+
+  Raises:
+    InputError: the rows do not divide.
+  """
+  count = mesh.shape[AXIS]
+  check_rows(a_BHWC.shape[1], module.config.smallest_side, count)
+
+  def local(params, a, b):
+    with nn.intercept_methods(functools.partial(_exchange, count)):
+      distance = module.apply({"params": params}, a, b)
+    return jax.lax.pmean(distance, AXIS)
+
+  return jax.shard_map(
+    local, mesh=mesh, in_specs=(PartitionSpec(), _ROWS, _ROWS),
+    out_specs=PartitionSpec(("data", "fsdp")),
+  )(params, a_BHWC, b_BHWC)  # fmt: skip

@@ -93,12 +93,17 @@ def encode(nets: Networks, params, image_BHWC) -> tuple[jax.Array, jax.Array]:
   return mean.astype(jnp.float32), logvar.astype(jnp.float32)
 
 
+def _row_mesh():
+  """The mesh in use if its seq axis splits rows, else None."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh if mesh.shape.get(vae_sharding.AXIS, 1) > 1 else None
+
+
 def _apply(module: VAE, params, x, method: str):
   """One direction of the VAE; a mesh with a seq axis splits its rows."""
   stats = identity_stats(module.config.z_dim)
   variables = {"params": params, "latent_stats": stats}
-  mesh = jax.sharding.get_abstract_mesh()
-  if not mesh.empty and mesh.shape[vae_sharding.AXIS] > 1:
+  if mesh := _row_mesh():
     return vae_sharding.sharded_apply(module, mesh, variables, x, method)
   return module.apply(variables, x, method=method)
 
@@ -169,6 +174,10 @@ def reconstruction(
 def _lpips(nets: Networks, params, out_BHWC, image_BHWC) -> jax.Array:
   def distance(out, image):
     a, b = (vae.over_background(x, nets.background) for x in (out, image))
+    if mesh := _row_mesh():
+      return vae_sharding.sharded_distance(
+        nets.lpips, mesh, params, a, b
+      ).mean()  # fmt: skip
     return nets.lpips.apply({"params": params}, a, b).mean()
 
   if nets.remat:

@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 
 from qi2_jax.errors import InputError
-from qi2_jax.models import vae, vae_sharding
+from qi2_jax.models import lpips, vae, vae_sharding
 from qi2_jax.parallel import sharding
 from qi2_jax.parallel.mesh import create_mesh
 
@@ -106,6 +106,30 @@ def test_normalised_latents_and_images_too():
     )(variables, x)  # fmt: skip
     assert tiny_models.relative(ours, theirs) <= 1e-5
     x = theirs
+
+
+def test_lpips_and_its_gradient_equal_one_device():
+  """Pooling included; one row of the last stage a shard."""
+  net = lpips.LPIPS(lpips.LPIPSConfig((4, 6, 6), (1, 2, 1)))
+  params = jax.jit(lambda: lpips.init_params(net, jax.random.key(0)))()
+  rng = np.random.default_rng(0)
+  a, b = rng.uniform(-1, 1, (2, BATCH, 16, 12, 3)).astype(np.float32)
+  mesh = create_mesh({"data": 2, "seq": 4})
+  weights = jnp.arange(1.0, 1.0 + BATCH)
+
+  def total(run):
+    return jax.jit(jax.value_and_grad(lambda a: (weights * run(a)).sum()))
+
+  run = functools.partial(vae_sharding.sharded_distance, net, mesh, params)
+  compiled = total(lambda a: run(a, b)).lower(a).compile()
+  value, gradient = compiled(a)
+  expected, theirs = total(lambda a: net.apply({"params": params}, a, b))(a)
+  assert value == pytest.approx(float(expected), rel=1e-5)
+  assert tiny_models.relative(gradient, theirs) <= 1e-4
+  # Of two of four images, all 16 rows of the first stage.
+  assert "[2,16,12,4]" not in compiled.as_text()
+  with pytest.raises(InputError, match="18 rows do not divide"):
+    run(jnp.zeros((2, 18, 12, 3)), jnp.zeros((2, 18, 12, 3)))
 
 
 def test_no_device_holds_a_whole_map():

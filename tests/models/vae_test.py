@@ -185,6 +185,21 @@ def test_every_parameter_is_reached(variables):
     assert np.isfinite(grad).all() and np.abs(grad).max() > 0, path
 
 
+def test_every_residual_block_of_a_level_is_recomputed():
+  """One by one: a level at full resolution would hold all of them at once."""
+  whole = PRESETS["tiny"]
+  config = dataclasses.replace(whole, remat=True)
+  shapes = abstract(config)
+  assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(
+    lambda x: x.shape, abstract(whole)
+  )
+  image = jnp.zeros((1, 32, 32, config.image_channels))
+  run = jax.make_jaxpr(VAE(config).apply)(shapes, image)
+  names = [eqn.primitive.name for eqn in run.eqns]
+  levels, blocks = len(config.dim_mult), config.num_res_blocks
+  assert names.count("remat2") == levels * (blocks + blocks + 1)
+
+
 def test_unused_temporal_kernels_are_no_parameters():
   config = dataclasses.replace(TINY, carry_temporal=True)
   carried = abstract(config)["carried"]
