@@ -71,7 +71,9 @@ def _add(config, name, **options):
 
 def _filters_pretraining(config, side):
   """The eight filters of stage 1, in the report's order."""
-  config.score.nsfw = ConfigDict(dict(stand_ins=("nsfw",)))
+  # A detector with its weights in its package; the stand-in "nsfw" knows skin
+  # colours only, and takes cats for skin.
+  config.score.nsfw = ConfigDict(dict(stand_ins=("nudenet",)))
   config.score.clip = ConfigDict(
     dict(stand_ins=("alignment", "aesthetic", "embedding"))
   )
@@ -83,7 +85,7 @@ def _filters_pretraining(config, side):
     config, "perceptual_duplicate", max_phash=8, max_dhash=10, max_colour=12.0
   )
   _add(config, "embedding_duplicate", min_cosine=0.985)
-  _add(config, "nsfw", max_nsfw=0.8)
+  _add(config, "nsfw", max_nsfw=0.5)
   # A tag that contradicts the pixels; tags that agree are applied.
   _add(config, "rotation", max_orientation_conflict=0)
   _add(config, "entropy", min_entropy=2.0, max_entropy=7.99)
@@ -151,7 +153,7 @@ def _stage6():
   config.filters.aesthetic.min_aesthetic = 5.5
   config.filters.compression.min_jpeg_quality = 85.0
   config.filters.compression.max_blockiness = 1.2
-  config.filters.nsfw.max_nsfw = 0.5
+  config.filters.nsfw.max_nsfw = 0.3
   _add(config, "distribution", column="kind", max_count=50_000, shares=None)
   return config
 
@@ -162,6 +164,8 @@ def _tiny():
   config.shard_records = 200
   config.buckets = ConfigDict(dict(px64=((64, 64), (64, 96), (96, 64))))
   config.filters.resolution.min_pixels = 64 * 64
+  config.score.nsfw.stand_ins = ("nsfw",)
+  config.filters.nsfw.max_nsfw = 0.95
   # Shapes are flat and alike: the thresholds of photographs would take most.
   config.filters.entropy.min_entropy = 0.0
   config.filters.edit.min_edit_similarity = None

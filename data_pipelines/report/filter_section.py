@@ -92,10 +92,11 @@ def _alone(results: Results, name: str) -> int | None:
 def _charts(results: Results, name: str) -> str:
   """One chart per column, with all the bounds of the filter on it."""
   bounds = bounds_of(results, name)
-  reached = results.reached(name)
   parts = []
   for column in dict.fromkeys(b.column for b in bounds):
-    limits = {b.side: b.limit for b in bounds if b.column == column}
+    chosen = [b for b in bounds if b.column == column]
+    limits = {b.side: b.limit for b in chosen}
+    reached = _judged(results, name, chosen[0])
     if "allow" in limits:
       values = results.table[column].filter(reached).to_pylist()
       parts.append(_word_bars(values, set(limits["allow"]), column))
@@ -122,12 +123,21 @@ def _examples(results: Results, name: str) -> str:
   )
 
 
+def _judged(results: Results, name: str, bound: rules.Bound) -> np.ndarray:
+  """[N] rows that a bound was applied to."""
+  reached = results.reached(name)
+  if bound.task:
+    tasks = results.table["task"].to_pylist()
+    reached &= np.array([task == bound.task for task in tasks], bool)
+  return reached
+
+
 def _near(results: Results, name: str, bound: rules.Bound) -> str:
   """Records on both sides of a threshold, the nearest first."""
   if bound.side == "allow":
     return ""
   values = rules.numbers(results.table, bound.column)
-  reached = results.reached(name) & np.isfinite(values)
+  reached = _judged(results, name, bound) & np.isfinite(values)
   lost = values < bound.limit if bound.side == "min" else values > bound.limit
   parts = []
   for title, mask in (("Just kept", ~lost), ("Just dropped", lost)):

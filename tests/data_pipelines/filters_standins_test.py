@@ -9,9 +9,10 @@ import pytest
 from PIL import Image, ImageFilter
 from skimage import data as photos
 
-from data_pipelines import codec
+from data_pipelines import codec, images
 from data_pipelines.errors import InputError
-from data_pipelines.filters import standins
+from data_pipelines.filters import decide, metrics, standins
+from experiments import data
 
 
 def record(caption=""):
@@ -146,3 +147,28 @@ def test_nudenet_is_optional(monkeypatch):
   with pytest.raises(InputError, match="install it or choose"):
     standins.score("nudenet", record(), photo())
   standins._nudenet.cache_clear()
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage4"])
+def test_ordinary_photographs_pass_the_thresholds(stage):
+  pytest.importorskip("nudenet")
+  config = data.get_config(stage)
+  config.filters.resolution.min_pixels = 0  # they are small
+  names = ("astronaut", "coffee", "chelsea", "rocket")
+  used = [n for options in config.score.values() for n in options.stand_ins]
+  columns = {"id": pa.string(), **metrics.METRICS}
+  for stand_in in used:
+    columns |= standins.COLUMNS[stand_in]
+  rows = []
+  for name in names:
+    image = images.encode_png(np.asarray(photo(name).convert("RGB")))
+    item = codec.Record(name, "t2i", f"a view of {name}", "user", image, (), {})
+    pixels = images.decode_image(image)
+    row = {"id": name, **metrics.measure(item, pixels, ())}
+    for stand_in in used:
+      row |= standins.score(stand_in, item, pixels)
+    rows.append(row)
+  filters = config.filters.to_dict()
+  table = pa.Table.from_pylist(rows, pa.schema(list(columns.items())))
+  verdicts = decide.decide(table, filters, config.filter_order, config.seed)
+  assert verdicts["detail"].to_pylist() == [""] * len(names)

@@ -315,6 +315,16 @@ def test_allowed_words_are_bars():
   assert ">2 of 2<" in svg and ">0 of 1<" in svg and ">1 of 1<" in svg
 
 
+def test_a_filter_for_one_task_shows_that_task():
+  table = rows(6, task=["t2i", "ti2i"] * 3, tokens=[1, 1, 2, 2, 9, 9])
+  results = table_results(table, words={"min_tokens": 5, "task": "t2i"})
+  (bound,) = filter_section.bounds_of(results, "words")
+  judged = filter_section._judged(results, "words", bound)
+  assert judged.tolist() == [True, False] * 3
+  svg = filter_section._charts(results, "words")
+  assert len(rects(svg, charts.DROPPED)) == 2
+
+
 def test_costs():
   image = images.encode_png(np.zeros((64, 64, 3), np.uint8))
   good = codec.Record("a", "t2i", "words", "user", image, (), {})
