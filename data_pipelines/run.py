@@ -22,7 +22,10 @@ Work is spread by Apache Beam; what follows `--` is passed to it:
       --runner=DataflowRunner -- --project=me --region=europe-west4
 """
 
+import contextlib
 import pathlib
+import sys
+from collections.abc import Iterator
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -54,11 +57,24 @@ def _define_flags() -> None:
   flags.mark_flags_as_required(["config", "out"])
 
 
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+  """Says after Ctrl-C that finished shards are kept."""
+  try:
+    yield
+  except KeyboardInterrupt:
+    print(
+      "Interrupted; the same command goes on with the first unfinished shard.",
+      file=sys.stderr,
+    )
+    sys.exit(130)
+
+
 def main(argv: list[str]) -> None:
   """Runs the verbs, then prints the funnel."""
   values = flags.FLAGS
   logging.set_verbosity(logging.WARNING)  # Beam notes every pipeline
-  with clean_exit():
+  with clean_exit(), _resumable():
     found = stage.run(
       stage.Run(
         config=parse(values.config.to_dict()),

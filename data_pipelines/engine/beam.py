@@ -20,6 +20,8 @@ from data_pipelines.errors import InputError
 
 _POLL_SECONDS = 2.0
 _FAILED = ".failed.json"
+# What ended the program, for as long as Beam does not know of it.
+_ended: list[BaseException] = []
 
 
 def execute(
@@ -48,17 +50,34 @@ def execute(
     note.unlink()
   beam, options = _load(runner, arguments)
   progress = _progress(label, folder, tasks)
-  with progress, beam.Pipeline(options=options) as pipeline:
-    _ = (
-      pipeline
-      | "shards" >> beam.Create(list(tasks))
-      | "spread" >> beam.Reshuffle()
-      | label >> beam.Map(_Guarded(function, str(folder)))
-    )
+  try:
+    with progress, beam.Pipeline(options=options) as pipeline:
+      _ = (
+        pipeline
+        | "shards" >> beam.Create(list(tasks))
+        | "spread" >> beam.Reshuffle()
+        | label >> beam.Map(_Guarded(function, str(folder)))
+      )
+  except Exception as error:
+    # Beam wraps what ends a program, such as Ctrl-C, in its own error.
+    raise (_interruption(error) or error) from None
+  if _ended:
+    raise _ended.pop()
   notes = sorted(folder.glob(f"*{_FAILED}"))
   if notes:
     more = f" ({len(notes) - 1} more shards failed)" if len(notes) > 1 else ""
     raise InputError(notes[0].read_text(encoding="utf-8").strip() + more)
+
+
+def _interruption(
+  error: BaseException | None,
+) -> KeyboardInterrupt | SystemExit | None:
+  """The end of the program that an error was made of, if it was."""
+  while error is not None:
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+      return error
+    error = error.__cause__ or error.__context__
+  return None
 
 
 class _Guarded:
@@ -69,6 +88,8 @@ class _Guarded:
     self._folder = folder
 
   def __call__(self, task: dict[str, Any]) -> None:
+    if _ended:
+      return
     try:
       self._function(task)
     except InputError as error:
@@ -77,6 +98,8 @@ class _Guarded:
       note = folder / f"{shards.name(task['index'])}{_FAILED}"
       # Beam would try again, print pages, and end the other shards.
       note.write_text(f"{error}\n", encoding="utf-8")
+    except (KeyboardInterrupt, SystemExit) as error:
+      _ended.append(error)  # Beam would print pages about it
 
 
 def _load(runner: str, arguments: Sequence[str]):

@@ -23,6 +23,8 @@ def behave(how, value=0):
     os._exit(3)
   if how == "hang":
     time.sleep(_FOREVER)
+  if how == "nap":
+    time.sleep(1)
   if how == "refuse":
     raise Unusable("no (reason)")
   if how == "bug":
@@ -79,6 +81,7 @@ def test_few_tasks_are_taken_ahead(pool):
   taken = []
 
   def tasks():
+    yield ("nap",)  # the others overtake it
     for i in range(200):
       taken.append(i)
       yield "ok", i

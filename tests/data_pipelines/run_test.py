@@ -97,6 +97,26 @@ def test_a_full_disk_is_one_sentence_and_can_be_resumed(tmp_path):
   assert done.returncode == 0, done.stderr
 
 
+def test_ctrl_c_keeps_finished_shards_and_says_so(tmp_path):
+  where = folder(tmp_path / "in", 64)
+  out = tmp_path / "out"
+  process = subprocess.Popen(
+    command(out, f"--input={where}", "--processes=1"),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  while process.poll() is None and not list(out.glob("measure/*.done.json")):
+    time.sleep(0.002)
+  process.send_signal(signal.SIGINT)
+  _, words = process.communicate()
+  assert process.returncode == 130, words
+  assert words.strip().endswith("goes on with the first unfinished shard.")
+  assert "Traceback" not in words
+  assert not [path for path in out.rglob("*") if ".tmp" in path.name]
+  assert 0 < len(list(out.glob("measure/*.done.json"))) < 8
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(tmp_path):
   where = folder(tmp_path / "in", 120)
