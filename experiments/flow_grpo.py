@@ -70,7 +70,7 @@ def _model_rewards():
 
 def _equal_weights():
   names = (
-    "rules", "background", "clip", "aesthetic", "ocr", "consistency",
+    "rules", "grades", "background", "clip", "aesthetic", "ocr", "consistency",
   )  # fmt: skip
   return ConfigDict(dict.fromkeys(names, 1.0))
 
@@ -114,7 +114,8 @@ def base_config():
   )
   config.rewards = ConfigDict(
     dict(
-      # Without a model: "rules" of shapes and glyphs, "background" of edits.
+      # Without a model: "rules" of shapes and glyphs, "grades" (how near an
+      # image is to them), "background" of edits.
       # With one, see `models`: "clip", "aesthetic", "ocr", "consistency".
       use=(),
       models=_model_rewards(),

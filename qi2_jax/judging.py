@@ -10,14 +10,14 @@ from collections.abc import Callable
 import numpy as np
 from absl import logging
 
-from data_pipelines.shapes import checker
+from data_pipelines.shapes import checker, grader
 from data_pipelines.shapes.atoms import atoms_of
 from qi2_jax import evaluate_vae
 from qi2_jax.errors import InputError
 from qi2_jax.evaluation import image_metrics
 from qi2_jax.interop import aesthetic as heads
 from qi2_jax.interop import image_text, patch_features
-from qi2_jax.rewards import aesthetic, clip, consistency, ocr
+from qi2_jax.rewards import aesthetic, clip, consistency, ocr, rules
 from qi2_jax.rewards.protocol import Score
 from qi2_jax.training import rollout_rewards
 
@@ -26,6 +26,12 @@ def _check(image: np.ndarray, prompt: str) -> dict[str, bool] | None:
   """The rules of shapes and glyphs; None for a prompt of another language."""
   atoms = atoms_of(prompt)
   return None if atoms is None else checker.check(image, atoms)
+
+
+def _grade(image: np.ndarray, prompt: str) -> float | None:
+  """How near an image is to the rules; None as `_check`."""
+  atoms = atoms_of(prompt)
+  return None if atoms is None else grader.grade(image, atoms)
 
 
 def _wanted(prompt: str) -> str | None:
@@ -117,7 +123,10 @@ def rewards(section) -> dict[str, Score]:
       scorers[path] = image_text.load(path)
     return scorers[path]
 
-  found = rollout_rewards.built_in(_check, checker.edit_scores)
+  found = rollout_rewards.built_in(
+    rules.rules(_check, checker.edit_scores),
+    rules.grades(_grade, grader.grade_edit),
+  )
   for name in section.use:
     if name in _LOADED:
       found[name] = _LOADED[name](section, load)

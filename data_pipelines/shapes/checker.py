@@ -82,7 +82,7 @@ def find_objects(image: np.ndarray) -> list[Found]:
 
 
 def _find(labels_HW: np.ndarray) -> list[Found]:
-  return [_identify(*component) for component in _components(labels_HW)]
+  return [_identify(*component) for component in components(labels_HW)]
 
 
 def edit_scores(
@@ -103,22 +103,42 @@ def edit_scores(
   Raises:
     InputError: if the images differ in size, or source and target agree.
   """
-  for image in (source, target, result):
+  _require_image(result)
+  if result.shape != source.shape:
+    raise InputError(
+      f"Source and result differ in shape ({source.shape} and "
+      f"{result.shape}); resize the result before scoring it."
+    )
+  changed = changed_pixels(source, target)
+  right = colours.delta_e(result, target) <= _MAX_DELTA_E
+  e = float(right[changed].mean())
+  p = float(right[~changed].mean()) if not changed.all() else 1.0
+  return e, p, math.sqrt(e * p)
+
+
+def changed_pixels(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+  """Pixels that an edit had to change: bool [H, W].
+
+  Args:
+    source: uint8 [H, W, 3], before the edit.
+    target: uint8 [H, W, 3], the right result.
+
+  Raises:
+    InputError: the images differ in size, or in nothing visible.
+  """
+  for image in (source, target):
     _require_image(image)
-    if image.shape != source.shape:
-      raise InputError(
-        f"Source and other images differ in shape ({source.shape} and "
-        f"{image.shape}); resize the result before scoring it."
-      )
+  if target.shape != source.shape:
+    raise InputError(
+      f"Source and target differ in shape ({source.shape} and "
+      f"{target.shape}); an edit keeps the size."
+    )
   changed = colours.delta_e(source, target) > _MAX_DELTA_E
   if not changed.any():
     raise InputError(
       "Source and target show no visible difference; an edit needs one."
     )
-  right = colours.delta_e(result, target) <= _MAX_DELTA_E
-  e = float(right[changed].mean())
-  p = float(right[~changed].mean()) if not changed.all() else 1.0
-  return e, p, math.sqrt(e * p)
+  return changed
 
 
 def _require_image(image: np.ndarray):
@@ -183,7 +203,7 @@ def _check_text(
   image: np.ndarray, labels_HW: np.ndarray, atoms: dict[str, Any]
 ) -> dict[str, bool]:
   colour = reader.dominant_colour(labels_HW)
-  others = {name for name, _ in _components(labels_HW)} - {colour}
+  others = {name for name, _ in components(labels_HW)} - {colour}
   text = reader.read_text(image, colour) if colour else ""
   return {
     "count": not others,
@@ -192,7 +212,7 @@ def _check_text(
   }
 
 
-def _components(labels_HW: np.ndarray) -> list[tuple[str, np.ndarray]]:
+def components(labels_HW: np.ndarray) -> list[tuple[str, np.ndarray]]:
   """Colour and boolean mask [H, W] of every component that is no speck."""
   min_area = _MIN_AREA * labels_HW.size / 64**2
   counts = np.bincount(labels_HW.ravel(), minlength=len(vocab.COLOURS) + 1)
@@ -211,10 +231,9 @@ def _components(labels_HW: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 
 def _identify(colour: str, mask_HW: np.ndarray) -> Found:
-  rows, columns = np.nonzero(mask_HW)
-  x, y = columns.mean() + 0.5, rows.mean() + 0.5
+  x, y = centroid(mask_HW)
   shape, iou = max(
-    ((shape, _iou(shape, mask_HW, x, y)) for shape in vocab.SHAPES),
+    ((shape, shape_iou(shape, mask_HW)) for shape in vocab.SHAPES),
     key=lambda pair: pair[1],
   )
   height, width = mask_HW.shape
@@ -227,12 +246,19 @@ def _identify(colour: str, mask_HW: np.ndarray) -> Found:
   )
 
 
-def _iou(shape: str, mask_HW: np.ndarray, x: float, y: float) -> float:
-  """IoU with the shape of the same area and centroid.
+def centroid(mask_HW: np.ndarray) -> tuple[float, float]:
+  """Mean (x, y) of the true pixels, in pixels."""
+  rows, columns = np.nonzero(mask_HW)
+  return columns.mean() + 0.5, rows.mean() + 0.5
+
+
+def shape_iou(shape: str, mask_HW: np.ndarray) -> float:
+  """IoU of a mask with the shape of the same area and centroid.
 
   Moments, not the bounding box, because one stray pixel moves a box.
   """
   height, width = mask_HW.shape
+  x, y = centroid(mask_HW)
   unit_area, unit_v = render.shape_moments(shape)
   radius = math.sqrt(mask_HW.sum() / unit_area)
   ideal_HW = render.shape_mask(

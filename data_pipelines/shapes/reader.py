@@ -39,13 +39,27 @@ def read_text(image: np.ndarray, colour: str) -> str:
   Returns:
     One of `vocabulary.GLYPHS` or UNREADABLE per blot of ink, left to right.
   """
+  return "".join(map(_best_glyph, glyph_correlations(image, colour)))
+
+
+def glyph_correlations(image: np.ndarray, colour: str) -> list[np.ndarray]:
+  """How much each blot of ink of one colour looks like each glyph.
+
+  Args:
+    image: uint8 [H, W, 3], sRGB, one line of text on the background.
+    colour: key of `vocabulary.COLOURS`; the colour of the text.
+
+  Returns:
+    From left to right, a correlation in [-1, 1] for each of
+    `vocabulary.GLYPHS`; zeros for a blot that is no single glyph.
+  """
   ink_HW = _ink(image, colour)
   mask_HW = _without_specks(ink_HW > 0.5)
   runs, _ = ndimage.label(mask_HW.any(axis=0))
-  return "".join(
-    _read_glyph(ink_HW[:, columns], mask_HW[:, columns])
+  return [
+    _correlations(ink_HW[:, columns], mask_HW[:, columns])
     for (columns,) in ndimage.find_objects(runs)
-  )
+  ]
 
 
 def _ink(image: np.ndarray, colour: str) -> np.ndarray:
@@ -65,18 +79,23 @@ def _without_specks(mask_HW: np.ndarray) -> np.ndarray:
   return keep[parts]
 
 
-def _read_glyph(ink_HW: np.ndarray, mask_HW: np.ndarray) -> str:
+def _best_glyph(correlations: np.ndarray) -> str:
+  best = int(correlations.argmax())
+  if correlations[best] < _MIN_CORRELATION:
+    return UNREADABLE
+  return vocab.GLYPHS[best]
+
+
+def _correlations(ink_HW: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
+  """The best correlation with each glyph over its scales and shifts."""
   # Every glyph we draw is one piece; a second one is something extra.
   _, pieces = ndimage.label(mask_HW, np.ones((3, 3)))
   patch = _patch(ink_HW, mask_HW) if pieces == 1 else None
   if patch is None:
-    return UNREADABLE
+    return np.zeros(len(vocab.GLYPHS), np.float32)
   # einsum, because a threaded BLAS spends 8 ms on waking up for this.
   scores = np.einsum("tc,c->t", _templates(), _normalise(patch.ravel()))
-  best = int(scores.argmax())
-  if scores[best] < _MIN_CORRELATION:
-    return UNREADABLE
-  return vocab.GLYPHS[best // (len(scores) // len(vocab.GLYPHS))]
+  return scores.reshape(len(vocab.GLYPHS), -1).max(axis=1)
 
 
 def _patch(

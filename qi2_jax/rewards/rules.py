@@ -17,6 +17,10 @@ Check = Callable[[Image, str], dict[str, bool] | None]
 # `(source, target, result) -> (E, P, O)`: changed and kept shares, and the
 # root of their product.
 EditScores = Callable[[Image, Image, Image], tuple[float, float, float]]
+# `(image, prompt text) -> [0, 1]`, or None for a prompt without rules.
+Grade = Callable[[Image, str], float | None]
+# `(source, target, result) -> [0, 1]`.
+GradeEdit = Callable[[Image, Image, Image], float]
 
 # Beyond this an image is as good as equal, in dB.
 _HIGHEST_PSNR = 50.0
@@ -52,6 +56,35 @@ def rules(check: Check, edit_scores: EditScores) -> Score:
   def score(images, prompts, references):
     values = [one(*given) for given in zip(images, prompts, references)]
     return {"rules": np.asarray(values, np.float64)}
+
+  return score
+
+
+def grades(grade: Grade, grade_edit: GradeEdit) -> Score:
+  """The reward `grades` in [0, 1]: how near an image is to being right.
+
+  Most prompts are solved always or never, and then `rules` alone says the
+  same of all images of a group.
+
+  Args:
+    grade: of text to image.
+    grade_edit: of edits with a known result.
+
+  Returns:
+    A reward that fails (NaN) for prompts without rules.
+  """
+
+  def one(image: Image, prompt: Prompt, references) -> float:
+    if references:
+      if prompt.target is None:
+        return np.nan
+      return grade_edit(references[0], prompt.target, image)
+    value = grade(image, prompt.text)
+    return np.nan if value is None else value
+
+  def score(images, prompts, references):
+    values = [one(*given) for given in zip(images, prompts, references)]
+    return {"grades": np.asarray(values, np.float64)}
 
   return score
 

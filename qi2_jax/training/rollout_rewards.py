@@ -21,7 +21,7 @@ from qi2_jax.rewards import composite, protocol, rules, vlm
 
 TEXT_BYTES = 4096
 _KIND_BYTES = 32
-BUILT_IN = ("rules", "background")
+BUILT_IN = ("rules", "grades", "background")
 
 
 def to_bytes(text: str, size: int = TEXT_BYTES) -> np.ndarray:
@@ -123,12 +123,9 @@ def judge(config, rewards: Mapping[str, protocol.Score]) -> "Judge":
   return Judge(config, scores(config, rewards))
 
 
-def built_in(check: rules.Check, edit_scores: rules.EditScores) -> dict:
-  """The rewards without a model, by name."""
-  return {
-    "rules": rules.rules(check, edit_scores),
-    "background": rules.background,
-  }
+def built_in(exact: protocol.Score, graded: protocol.Score) -> dict:
+  """The rewards without a model, by name, of `rules.rules` and `.grades`."""
+  return dict(zip(BUILT_IN, (exact, graded, rules.background)))
 
 
 class Judge:

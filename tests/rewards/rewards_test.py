@@ -167,3 +167,19 @@ def test_weights_adapt_against_the_dominant_reward_within_bounds():
 def test_bad_weights_are_refused(fields, message):
   with pytest.raises(InputError, match=message):
     composite.Weights(*fields)
+
+
+def test_grades_are_given_by_text_or_by_target():
+  source, target = edit()
+  score = rules.grades(
+    lambda image, text: 0.25 if text == "known" else None,
+    lambda before, right, made: 0.5 + 0.5 * np.array_equal(made, right),
+  )
+  asked = [
+    protocol.Prompt("known"), protocol.Prompt("?"),
+    protocol.Prompt("edit", "edit", target), protocol.Prompt("edit", "edit"),
+  ]  # fmt: skip
+  sources = [(), (), (source,), (source,)]
+  values = score([target] * 4, asked, sources)["grades"]
+  assert values[0] == 0.25 and values[2] == 1.0
+  assert np.isnan(values[1]) and np.isnan(values[3])
