@@ -64,7 +64,8 @@ def histogram(
       f'<path d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="{LINE}" '
       'stroke-width="1.5" stroke-dasharray="4 3"/>'
     )
-    parts.append(_text(x, _TOP - 5, number_text(limit), "middle", LINE))
+    anchor = "end" if x > _WIDTH - 30 else "middle"
+    parts.append(_text(x, _TOP - 5, number_text(limit), anchor, LINE))
   return _svg(_WIDTH, _HEIGHT, parts)
 
 

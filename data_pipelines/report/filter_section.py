@@ -39,18 +39,30 @@ def funnel(results: Results, spent: Mapping[str, float]) -> str:
     rows.append([
       f'<a href="#{html.escape(name)}">{html.escape(name)}</a>',
       f"{reached:,}", f"{reached - dropped:,}", f"{dropped:,}", f"{share:.1%}",
-      f'<div class="bar"><b style="width:{100 * (1 - share):.1f}%"></b></div>',
+      _bar(share),
       "" if alone is None else f"{alone:,}",
       f"{seconds[name]:.3f}" if name in seconds else "",
       ", ".join(groups),
       f"{cost:.2f}" if cost else "",
       f"{1000 / cost:,.0f}" if cost else "",
     ])  # fmt: skip
+  if results.buckets:
+    passed, kept = results.passed().sum(), results.kept().sum()
+    lost = sum(row["status"] == "dropped" for row in results.buckets)
+    rows.append([
+      '<a href="#bucket">bucket</a>', f"{passed:,}", f"{kept:,}", f"{lost:,}",
+      f"{lost / max(passed, 1):.1%}", _bar(lost / max(passed, 1)),
+      "", "", "", "", "",
+    ])  # fmt: skip
   return table(
     ["filter", "in", "kept", "dropped", "share", "", "dropped if first",
      "decide, s", "metrics", "ms/record", "records/s"],
     rows,
   )  # fmt: skip
+
+
+def _bar(lost: float) -> str:
+  return f'<div class="bar"><b style="width:{100 * (1 - lost):.1f}%"></b></div>'
 
 
 def bounds_of(results: Results, name: str) -> tuple[rules.Bound, ...]:

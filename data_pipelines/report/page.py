@@ -88,7 +88,7 @@ def render(results: Results) -> str:
     data_section.kept_sheet(results),
     "<h2>Distributions</h2>",
     data_section.distributions(results),
-    "<h2>Buckets</h2>",
+    '<h2 id="bucket">Buckets</h2>',
     data_section.buckets(results),
     "<h2>Captions</h2>",
     data_section.captions(results),
@@ -108,13 +108,12 @@ def render(results: Results) -> str:
 def _sum(results: Results) -> str:
   """The equation that must hold."""
   count = results.table.num_rows
-  lost_later = sum(row["status"] == "dropped" for row in results.buckets)
   unreadable_later = sum(
     row["status"] == "quarantined" for row in results.buckets
   )
   quarantined = len(results.left_out)
   total = count + quarantined - unreadable_later
-  kept = int(results.kept().sum()) - lost_later - unreadable_later
+  kept = int(results.kept().sum())
   return (
     f'<p class="sum"><b>{total:,}</b> in = <b>{kept:,}</b> kept + '
     f"<b>{total - kept - quarantined:,}</b> dropped + "

@@ -56,9 +56,14 @@ class Results:
     """[N] rows that the filter dropped."""
     return _isin(self.table["filter"], (name,))
 
-  def kept(self) -> np.ndarray:
+  def passed(self) -> np.ndarray:
     """[N] rows that every filter let pass."""
     return _isin(self.table["filter"], ("",))
+
+  def kept(self) -> np.ndarray:
+    """[N] rows that are in the dataset, or would be before *materialise*."""
+    lost = (row["id"] for row in self.buckets if row["status"] != "kept")
+    return self.passed() & ~_isin(self.table["id"], lost)
 
   def sample(self, mask_N: np.ndarray, count: int) -> list[int]:
     """Up to `count` rows of a mask: those with the smallest hash of the id.
@@ -140,7 +145,8 @@ def load(out: pathlib.Path) -> Results:
 
 
 def _isin(column: pa.ChunkedArray, words: Iterable[str]) -> np.ndarray:
-  return np.array(pc.is_in(column, pa.array(words, pa.string())).to_numpy())
+  found = pc.is_in(column, pa.array(list(words), pa.string()))
+  return np.array(found.to_numpy())
 
 
 def _read(
