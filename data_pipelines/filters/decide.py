@@ -38,6 +38,7 @@ _OPTIONS = {
   "decontaminate": decontaminate.OPTIONS,
 }
 _OPTIONAL = {
+  **dict.fromkeys(duplicates.OPTIONS, duplicates.OPTIONAL),
   "distribution": distribution.OPTIONS,
   "decontaminate": decontaminate.OPTIONAL,
 }

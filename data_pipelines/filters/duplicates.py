@@ -4,7 +4,9 @@
 Only targets are compared: edits may start from the same image. A
 text-to-image sample duplicates another that shows the same target; an edit
 must share the instruction too, because several edits of one photo are alike
-almost everywhere. The two tasks are never compared with each other.
+almost everywhere. The two tasks are never compared with each other. With the
+option `same_caption` text-to-image samples must share the caption as well, so
+that an image may have several.
 
 Shapes: N rows, K pairs.
 """
@@ -22,10 +24,11 @@ from data_pipelines.filters import dedup, pixels, rules
 
 _THUMB_BYTES = 3 * pixels.THUMB_SIDE**2
 
+OPTIONAL = {"same_caption"}
 OPTIONS = {
-  "exact_duplicate": set(),
-  "perceptual_duplicate": {"max_phash", "max_dhash", "max_colour"},
-  "embedding_duplicate": {"min_cosine"},
+  "exact_duplicate": OPTIONAL,
+  "perceptual_duplicate": OPTIONAL | {"max_phash", "max_dhash", "max_colour"},
+  "embedding_duplicate": OPTIONAL | {"min_cosine"},
 }
 
 
@@ -62,10 +65,9 @@ def exact(
   options: Mapping[str, Any],
 ) -> rules.Verdict:
   """Targets with the same bytes."""
-  del options
   rows = _rows(table, alive_N, "sha256")
   label = dedup.groups_of_equals(
-    _scope(table)[rows], rules.codes(table, "sha256")[rows]
+    _scope(table, options)[rows], rules.codes(table, "sha256")[rows]
   )
   zeros = np.zeros(len(rows))
   return _verdict(table, rows, label, rank_N, lambda i, j: zeros[: len(i)], 0.0)
@@ -85,7 +87,7 @@ def perceptual(
   rows = _rows(table, alive_N, "phash")
   chosen = table.take(rows)
   phash_N, dhash_N, thumb_NC = fingerprints(chosen)
-  scope_N = _scope(table)[rows]
+  scope_N = _scope(table, options)[rows]
   # Copies with equal fingerprints count once: they would meet in all pairs.
   same_N = dedup.groups_of_equals(
     scope_N, phash_N, dhash_N, rules.codes(chosen, "thumb")
@@ -132,7 +134,7 @@ def embedding(
     )
   embedding_ND = flat.reshape(len(rows), -1) if len(rows) else flat[:, None]
   pairs_K2 = dedup.embedding_pairs(embedding_ND, options["min_cosine"])
-  scope_N = _scope(table)[rows]
+  scope_N = _scope(table, options)[rows]
   scopes_K2 = scope_N[pairs_K2]
   pairs_K2 = pairs_K2[scopes_K2[:, 0] == scopes_K2[:, 1]]
   label_N = dedup.components(len(rows), pairs_K2)
@@ -160,11 +162,12 @@ def _rows(table: pa.Table, alive_N: np.ndarray, column: str) -> np.ndarray:
   return np.flatnonzero(alive_N & rules.to_numpy(pc.is_valid(table[column])))
 
 
-def _scope(table: pa.Table) -> np.ndarray:
+def _scope(table: pa.Table, options: Mapping[str, Any]) -> np.ndarray:
   """[N] int; only rows of one scope can be duplicates of each other."""
   caption_N = rules.codes(table, "caption")
   edit_N = rules.numbers(table, "references") > 0
-  return np.where(edit_N, caption_N + 1, -1)
+  plain_N = -caption_N - 2 if options.get("same_caption") else -1
+  return np.where(edit_N, caption_N + 1, plain_N)
 
 
 def _verdict(

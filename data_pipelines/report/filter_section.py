@@ -164,9 +164,10 @@ def _near(results: Results, name: str, bound: rules.Bound) -> str:
 
 
 def _nearest(results: Results, margin: np.ndarray, mask: np.ndarray):
-  # Sampled first, so that ties are broken by the hash and not by the order.
-  rows = results.sample(mask, int(mask.sum()))
-  return sorted(rows, key=lambda row: abs(margin[row]))[:_NEAR]
+  rows = np.flatnonzero(mask)
+  # Ties are broken by the hash, not by the order of the input.
+  order = np.lexsort((results.hash_rank[rows], np.abs(margin[rows])))
+  return rows[order][:_NEAR].tolist()
 
 
 def _duplicates(results: Results, name: str) -> str:

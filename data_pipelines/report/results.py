@@ -5,6 +5,7 @@ Shapes: N records.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -70,13 +71,17 @@ class Results:
 
     The same in every run, and hardly another when records are added.
     """
-    rows = np.flatnonzero(mask_N).tolist()
-    # An empty list would have no type to Arrow.
-    ids = self.table["id"].take(pa.array(rows, pa.int64())).to_pylist()
-    hashed = sorted(
-      (hashlib.sha256(id.encode()).digest(), row) for id, row in zip(ids, rows)
-    )
-    return [row for _, row in hashed[:count]]
+    rows = np.flatnonzero(mask_N)
+    return rows[np.argsort(self.hash_rank[rows])][:count].tolist()
+
+  @functools.cached_property
+  def hash_rank(self) -> np.ndarray:
+    """[N] place of each row in the order of the hashes of the ids."""
+    ids = self.table["id"].to_pylist()
+    digests = [hashlib.sha256(id.encode()).digest() for id in ids]
+    rank_N = np.empty(len(ids), np.int64)
+    rank_N[sorted(range(len(ids)), key=digests.__getitem__)] = range(len(ids))
+    return rank_N
 
   def records(self, rows: Iterable[int]) -> dict[int, codec.Record]:
     """The records of some rows, as they were ingested."""

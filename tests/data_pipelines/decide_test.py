@@ -131,6 +131,21 @@ def test_only_targets_count_and_edits_need_the_instruction_too():
   assert dropped(verdicts).keys() == {"r2"}
 
 
+@pytest.mark.parametrize("name", ["exact_duplicate", "perceptual_duplicate"])
+def test_an_image_may_have_several_captions(name):
+  table = rows(
+    4, sha256=["a"] * 4, phash=[1] * 4, dhash=[1] * 4,
+    thumb=[b"x" * 192] * 4, caption=["one", "two", "two", "one"],
+    references=[0, 0, 0, 1], task=["t2i"] * 3 + ["ti2i"], bytes=[4, 3, 2, 1],
+  )  # fmt: skip
+  options = LOOSE if name == "perceptual_duplicate" else {}
+  assert dropped(judge(table, (name,), **{name: options})).keys() == {
+    "r1", "r2",
+  }  # fmt: skip
+  options = {**options, "same_caption": True}
+  assert dropped(judge(table, (name,), **{name: options})).keys() == {"r2"}
+
+
 def test_perceptual_groups_against_brute_force():
   phash, dhash, thumb = fingerprints(300, seed=3)
   table = rows(
