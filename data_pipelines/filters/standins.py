@@ -9,6 +9,7 @@ One entry is no stand-in: 'nudenet', a detector whose weights are part of its
 package, where that is installed.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -21,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from data_pipelines import codec
+from data_pipelines import codec, images
 from data_pipelines.errors import InputError
 from data_pipelines.filters import pixels
 
@@ -83,6 +84,22 @@ def score(
 def describe(name: str) -> str:
   """What a name of NAMES is, for the report."""
   return STAND_INS[name].description
+
+
+def largest(
+  judge: Callable[[Image.Image], float],
+  record: codec.Record,
+  target: Image.Image,
+) -> float:
+  """Largest score of the target and the references, which are learnt from too.
+
+  References that cannot be decoded do not count; *measure* reports them.
+  """
+  found = [judge(target)]
+  for reference in record.references:
+    with contextlib.suppress(InputError):
+      found.append(judge(images.decode_image(reference)))
+  return max(found)
 
 
 def skin_share(target: Image.Image) -> float:
@@ -211,12 +228,12 @@ STAND_INS: dict[str, StandIn] = {
   "nsfw": StandIn(
     {"nsfw": pa.float64()},
     "stand-in for an NSFW classifier: share of skin-coloured pixels",
-    lambda record, target: {"nsfw": skin_share(target)},
+    lambda record, target: {"nsfw": largest(skin_share, record, target)},
   ),
   "nudenet": StandIn(
     {"nsfw": pa.float64()},
     "NudeNet detector: highest confidence of an exposed body part",
-    lambda record, target: {"nsfw": nudity(target)},
+    lambda record, target: {"nsfw": largest(nudity, record, target)},
   ),
   "aesthetic": StandIn(
     {"aesthetic": pa.float64()},

@@ -48,6 +48,20 @@ def test_skin(colour, share):
   assert standins.skin_share(Image.new("RGB", (20, 20), colour)) == share
 
 
+def test_references_are_judged_too():
+  def png(colour):
+    return images.encode_png(np.full((9, 9, 3), colour, np.uint8))
+
+  skin, sky = (224, 172, 140), (40, 90, 200)
+  broken = images.EncodedImage(b"?", 9, 9, "RGB")
+  target = images.decode_image(png(sky))
+  for references, value in (
+    ((), 0), ((png(sky), png(skin)), 1), ((broken, png(sky)), 0),
+  ):  # fmt: skip
+    item = codec.Record("x", "ti2i", "", "user", png(sky), references, {})
+    assert standins.score("nsfw", item, target) == {"nsfw": value}
+
+
 def test_colourfulness_is_that_of_the_paper():
   assert standins.colourfulness(photo("camera").convert("RGB")) == 0
   # Half pure red, half pure green: rg is +-255, yb is 127.5 throughout.
