@@ -25,7 +25,14 @@ from data_pipelines.engine import decoding, pool, shards
 from data_pipelines.engine.errors import check_error_rate
 from data_pipelines.errors import InputError
 from data_pipelines.sources import datasets
-from data_pipelines.sources.items import Entry, Item, Limits, Part, Unusable
+from data_pipelines.sources.items import (
+  Entry,
+  Item,
+  Limits,
+  Part,
+  Unusable,
+  printable,
+)
 from data_pipelines.sources.plan import READERS
 
 FOLDER = "ingest"
@@ -186,7 +193,8 @@ def _make(
   for number, result in enumerate(results):
     id, where = listed[number]
     if isinstance(result, Unusable):
-      rows.append(_row(id, where, -1, "quarantined", str(result)))
+      reason = printable(str(result))
+      rows.append(_row(id, where, -1, "quarantined", reason))
     else:
       writer.write(result)
       rows.append(_row(id, where, position, "ok"))

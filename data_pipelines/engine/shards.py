@@ -183,7 +183,8 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes JSON under a temporary name, then renames."""
   temporary = path.with_name(f"{path.name}{TEMPORARY}{uuid.uuid4().hex[:8]}")
   try:
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # In ASCII, because file names need not be valid Unicode.
+    text = json.dumps(value, indent=2)
     temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, path)
   finally:

@@ -74,9 +74,16 @@ def run(run: Run) -> dict[str, Any] | None:
     raise InputError(f"Verbs {unknown} are unknown; use some of {VERBS}.")
   result = None
   with _lock(run.out):
-    for verb in VERBS:
-      if verb in run.verbs:
-        result = _DO[verb](run)
+    try:
+      for verb in VERBS:
+        if verb in run.verbs:
+          result = _DO[verb](run)
+    except OSError as error:
+      raise InputError(
+        f"{error.filename or run.out} cannot be read or written "
+        f"({error.strerror}); check it and the free space, and run the same "
+        "command again."
+      ) from error
   return result
 
 

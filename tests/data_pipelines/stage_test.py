@@ -2,6 +2,7 @@
 """Whole stages on small folders: sums, resumption, retries."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -140,6 +141,12 @@ def test_what_is_added_makes_one_more_shard(verbs, tmp_path):
     ("materialise", 1),
   ]  # fmt: skip
   assert manifest["in"] == manifest["kept"] == 19
+  verbs.clear()
+  (where / "p009.txt").write_text("a soft picture, described anew")
+  run(tmp_path / "out", where)
+  assert verbs[0] == ("ingest", 1)
+  changed = all_records(tmp_path / "out")["in/p009.jpg"]
+  assert changed.caption == "a soft picture, described anew"
   for name in ("p017", "p018"):
     (where / f"{name}.jpg").unlink()
     (where / f"{name}.txt").unlink()
@@ -207,3 +214,19 @@ def test_a_shard_with_too_many_errors_is_refused_and_others_go_on(tmp_path):
   assert not (tmp_path / "out" / "manifest.json").exists()
   lenient = config(shard_records=20, max_error_rate=0.9)
   assert run(tmp_path / "out", where, config=lenient)["quarantined"] == 16
+
+
+def test_names_that_are_no_unicode(tmp_path):
+  where = folder(tmp_path / "in", 1)
+  for name, data in ((b"odd\xff", jpeg(1)), (b"void\xff", b"")):
+    path = os.fsencode(where) + b"/" + name
+    with open(path + b".jpg", "wb") as file:
+      file.write(data)
+    with open(path + b".txt", "w") as file:
+      file.write("a soft picture, oddly named")
+  run(tmp_path / "out", where)
+  assert set(all_records(tmp_path / "out")) == {
+    "in/p000.jpg",
+    "in/odd\\xff.jpg",
+  }
+  assert reasons(tmp_path / "out") == {"in/void\\xff.jpg": "empty file"}
