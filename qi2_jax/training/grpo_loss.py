@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The update of Flow-GRPO on the features of a rollout.
 
-Shapes: B images, W trained steps of each, N tokens, Z channels; rows of steps
-have B W entries, image 0's first.
+Shapes: B images, W trained steps of each, N tokens, Z channels, P prompts;
+rows of steps have B W entries, image 0's first.
 """
 
 import functools
@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qi2_jax.models import mmdit
+from qi2_jax.models import lora, mmdit
 from qi2_jax.objectives import flow_grpo
 from qi2_jax.training import steps
-from qi2_jax.training.rollout import RolloutConfig
+from qi2_jax.training.rollout import PROBE, RolloutConfig
 from qi2_jax.training.state import TrainState
 
 # Rewards and the like, `{name: [B]}`; their means are logged.
@@ -157,3 +157,48 @@ def make_step(
     return new.replace(step=state.step + 1), metrics
 
   return step
+
+
+def with_drift(step: Callable, module: mmdit.MMDiT, policy: Callable):
+  """Logs how far a step moves the unconditional velocity at `PROBE`.
+
+  Two forwards of one state per prompt, or three, none with a gradient. The
+  velocity before the step is computed anew and not taken from the rollout,
+  whose rounding in bf16 may be larger than what one step moves.
+
+  Args:
+    step: see `make_step`.
+    module: the network.
+    policy: `(trained, features) -> params`; a LoRA may be attached.
+
+  Returns:
+    The same signature; the features may hold `PROBE`, and the metrics then
+    gain `uncond_drift`, by this step, and of a LoRA `uncond_drift_base`, from
+    its base to now. See `flow_grpo.relative_drift`.
+  """
+
+  def velocity(params, probe):
+    with lora.beside_kernels():
+      return module.apply(
+        {"params": params}, probe["x_PNZ"], probe["sigma_P"],
+        probe["condition"],
+      )  # fmt: skip
+
+  def logged(state: TrainState, features, key):
+    probe = features.get(PROBE)
+    rest = {k: v for k, v in features.items() if k != PROBE}
+    if probe is None:
+      return step(state, rest, key)
+    before = velocity(policy(state.params, rest), probe)
+    new, metrics = step(state, rest, key)
+    after = velocity(policy(new.params, rest), probe)
+    since = {"uncond_drift": before}
+    if steps.FROZEN in rest:
+      since["uncond_drift_base"] = velocity(rest[steps.FROZEN], probe)
+    drift = {
+      name: jnp.mean(flow_grpo.relative_drift(after, v))
+      for name, v in since.items()
+    }
+    return new, metrics | drift
+
+  return logged

@@ -53,6 +53,15 @@ def surrogate_config(config) -> flow_grpo.GrpoConfig:
   )  # fmt: skip
 
 
+def policy(lora_config: adapter.LoraConfig | None) -> Callable:
+  """`(trained, base) -> params` as one argument; without a LoRA base is None.
+
+  The base is an argument of every program: one that closes over it would hold
+  it as a constant.
+  """
+  return lambda pair: adapter.attached(lora_config, pair[1])(pair[0])
+
+
 def training(
   config, module: mmdit.MMDiT, lora_config: adapter.LoraConfig | None
 ) -> tuple[Callable, Callable]:  # fmt: skip
@@ -69,12 +78,13 @@ def training(
   how = rollout_config(config)
   loss = grpo_loss.loss(surrogate_config(config), how, module)
 
+  def params_of(trained, features):
+    return policy(lora_config)((trained, features.get(steps.FROZEN)))
+
   def old(trained, features):
-    rows, parameters = steps.rows_of(features)
-    base = parameters.get(steps.FROZEN)
-    params = adapter.attached(lora_config, base)(trained)
+    rows, _ = steps.rows_of(features)
     with lora.beside_kernels():
-      return grpo_loss.score(how, module, params, rows)
+      return grpo_loss.score(how, module, params_of(trained, features), rows)
 
   if lora_config:
     loss = adapter.lora_loss(loss, lora_config)
@@ -83,6 +93,7 @@ def training(
   step = grpo_loss.make_step(
     loss, tx, config.ema_decay, config.optimizer.accumulate, updates, old
   )
+  step = grpo_loss.with_drift(step, module, params_of)
   return functools.partial(state.create, optimizer=tx), step
 
 
@@ -94,21 +105,24 @@ def _reference_means(params, rows, *, how, module):
 
 
 def rollouts(
-  config, module: mmdit.MMDiT, params_of: Callable, reference
+  config, module: mmdit.MMDiT, lora_config: adapter.LoraConfig | None, base,
+  reference,
 ) -> tuple[Callable, Callable]:  # fmt: skip
   """`run` and `finish` of `rollout_encode.Rollouts`.
 
   Args:
     config: of the run.
     module: the network.
-    params_of: `trained -> params` of the policy.
+    lora_config: of a policy that is a LoRA.
+    base: its frozen weights, else None.
     reference: parameters of the reference model, or None for no penalty.
   """
   how = rollout_config(config)
-  sample = rollout.program(how, module, params_of)
+  sample = rollout.program(how, module, policy(lora_config))
 
   def run(train_state, condition, negative, key):
-    walk, own = sample(train_state.params, condition, negative, key)
+    pair = train_state.params, base
+    walk, own = sample(pair, condition, negative, key)
     return walk.x0, rollout.features(walk, own)
 
   def finish(train_state, rows, key):
@@ -145,9 +159,7 @@ def grpo_task(
     reference = base or weights.initial_params(config.init, placed)
   run = rollout_encode.Rollouts(
     config, models, judge,
-    *rollouts(
-      config, models.module, adapter.attached(lora_config, base), reference
-    ), mesh,
+    *rollouts(config, models.module, lora_config, base, reference), mesh,
   )  # fmt: skip
   logging.info(
     "rollout: %d images of each prompt in %d steps, %d of them trained, "

@@ -37,10 +37,12 @@ class Work:
   Attributes:
     tokens: latent tokens of the targets; 0 where there are none.
     flops: of the model; 0 where they are not known.
+    images: 0 where there are as many as rows of the host batch.
   """
 
   tokens: int = 0
   flops: float = 0.0
+  images: int = 0
 
 
 def work_of(config, features: Mapping) -> Work:
@@ -49,8 +51,11 @@ def work_of(config, features: Mapping) -> Work:
   Args:
     config: the run's config.
     features: `{"latents_BNZ", "condition"}` of `flow_task`; features of
-      other tasks have no token count.
+      other tasks have no token count. Those of a rollout have an advantage of
+      every image that was made.
   """
+  if "advantage_B" in features:
+    return Work(images=len(features["advantage_B"]))
   if "latents_BNZ" not in features:
     return Work()
   latents, condition = features["latents_BNZ"], features["condition"]
@@ -97,7 +102,7 @@ class Meter:
 
   def add(self, images: int, work: Work) -> None:
     """Counts one step with a global batch of `images` rows."""
-    self._images += images
+    self._images += work.images or images
     self._tokens += work.tokens
     self._flops += work.flops
 

@@ -21,6 +21,10 @@ from qi2_jax.models import lora, mmdit
 from qi2_jax.objectives import flow_grpo
 from qi2_jax.parallel import sharding
 
+# The first trained state of one image of each prompt, with the condition of
+# the empty prompt: P rows, where the unconditional velocity is watched.
+PROBE = "probe"
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
@@ -163,8 +167,13 @@ def ode_program(
 
 
 def _repeated(tree, group: int):
-  """Rows of prompts as rows of their images."""
-  return jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), tree)
+  """Rows of prompts as rows of their images, on the mesh."""
+
+  def one(x):
+    rows = jnp.repeat(x, group, axis=0)
+    return sharding.constrain(rows, "batch", *[None] * (x.ndim - 1))
+
+  return jax.tree.map(one, tree)
 
 
 def _start(config: RolloutConfig | OdeConfig, module, condition, key):
@@ -192,15 +201,16 @@ def program(
   Args:
     config: see `RolloutConfig`.
     module: the network.
-    params_of: `trained -> params` of the policy.
+    params_of: `weights -> params` of the policy.
 
   Returns:
-    `(trained, condition, negative, key) -> (walk, conditions of B images)`;
-    the conditions are a dict as `grpo_loss` takes it.
+    `(weights, condition, negative, key) -> (walk, conditions of B images)`;
+    the conditions are a dict as `grpo_loss` takes it, with `PROBE` where the
+    unconditional velocity is not trained and yet moves.
   """
 
   @jax.jit
-  def run(trained, condition, negative, key):
+  def run(policy, condition, negative, key):
     own = _repeated(
       {"condition": condition, "negative": negative}, config.group
     )
@@ -209,12 +219,17 @@ def program(
     start = sde.draw_window(
       keys[1], config.window_low, config.window_high, config.window
     )
-    v = velocity(config, module, params_of(trained), *own.values())
+    v = velocity(config, module, params_of(policy), *own.values())
     walk = sde.walk(
       v, noise, sigmas, config.kernel, start, config.window, keys[2]
     )
     if config.hybrid != "full":
       del own["negative"]
+    if config.hybrid == "frozen_uncond":
+      own[PROBE] = {
+        "x_PNZ": walk.states[:: config.group, 0],
+        "sigma_P": walk.sigmas[:: config.group, 0], "condition": negative,
+      }  # fmt: skip
     return walk, own
 
   return run

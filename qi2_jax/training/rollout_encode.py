@@ -197,14 +197,15 @@ def _host_images(pixels) -> np.ndarray:
 def _joined(parts: list[dict], group: int) -> dict:
   """Rows of the parts of a batch as those of the batch; undoes the split."""
 
-  def one(*xs):
+  def one(path, *xs):
     # Parts hold every count-th prompt; references may have no elements.
+    each = 1 if path[0].key == rollout.PROBE else group
     images, rest = xs[0].shape[0], xs[0].shape[1:]
-    xs = [x.reshape(images // group, group, *rest) for x in xs]
+    xs = [x.reshape(images // each, each, *rest) for x in xs]
     whole = jnp.stack(xs, axis=1)
     return whole.reshape(len(xs) * images, *rest)
 
-  return jax.tree.map(one, *parts)
+  return jax.tree_util.tree_map_with_path(one, *parts)
 
 
 @jax.jit

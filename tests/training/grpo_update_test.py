@@ -13,12 +13,21 @@ import tiny_models
 
 from qi2_jax.errors import InputError
 from qi2_jax.flow import sampler, schedules, sde
-from qi2_jax.models import mmdit
+from qi2_jax.models import lora, mmdit
 from qi2_jax.models.mmdit import MMDiT
 from qi2_jax.objectives import flow_grpo
 from qi2_jax.parallel import sharding
 from qi2_jax.parallel.mesh import create_mesh
-from qi2_jax.training import grpo_loss, program, rollout, state, steps
+from qi2_jax.training import (
+  adapter,
+  grpo_loss,
+  grpo_task,
+  program,
+  rollout,
+  rollout_encode,
+  state,
+  steps,
+)
 
 # The cache needs a prefix that does not see the noise level.
 CONFIG = dataclasses.replace(
@@ -80,6 +89,7 @@ def test_rollout_and_update_have_one_log_probability(hybrid):
   assert np.abs(gap).max() < 1e-6
   assert ("cached_BWNZ" in rows) == (hybrid != "none")
   assert ("negative" in rows) == (hybrid == "full")
+  assert (rollout.PROBE in rows) == (hybrid == "frozen_uncond")
 
 
 def test_the_cache_changes_no_trajectory():
@@ -146,6 +156,102 @@ def test_the_first_update_follows_the_advantages():
   assert quiet["grad_norm"] == 0 and metrics["grad_norm"] > 0
   np.testing.assert_array_equal(
     *(jax.tree.leaves(t)[0] for t in (muted.params, params()))
+  )
+
+
+def unconditional(trained, rows, base=None, factors=None):
+  """Velocity of the first trained state of every prompt's first image."""
+  params = trained if base is None else lora.merge(base, factors)
+  first = slice(None, None, GROUP)
+  return MODULE.apply(
+    {"params": params}, rows["states_BWNZ"][first, 0],
+    rows["sigmas_BW"][first, 0], conditions()[1],
+  )  # fmt: skip
+
+
+def distance(new, old):
+  """Root mean square of the change over that of the old, mean over rows."""
+  axes = (1, 2)
+  moved = np.sqrt(np.mean(np.square(np.asarray(new) - old), axis=axes))
+  return np.mean(moved / np.sqrt(np.mean(np.square(old), axis=axes)))
+
+
+def test_the_drift_of_the_unconditional_branch_is_logged():
+  """Where it is frozen in the loss its weights move all the same."""
+  config, surrogate = how(), flow_grpo.GrpoConfig()
+  _, rows = made(config)
+  loss = grpo_loss.loss(surrogate, config, MODULE)
+  step = grpo_loss.with_drift(
+    steps.make_step(loss, optax.sgd(1e-2), 0.5), MODULE,
+    lambda trained, features: trained,
+  )  # fmt: skip
+  start = state.create(params(), optax.sgd(1e-2))
+  new, metrics = jax.jit(step)(start, rows, KEY)
+  before, after = (unconditional(p, rows) for p in (params(), new.params))
+  # The rollout's own velocity of those states, up to rounding.
+  cached = rows["cached_BWNZ"][::GROUP, 0]
+  np.testing.assert_allclose(before, cached, atol=2e-5)
+  expected = distance(after, before)
+  assert expected > 1e-3
+  np.testing.assert_allclose(metrics["uncond_drift"], expected, rtol=1e-3)
+  assert "uncond_drift_base" not in metrics
+  # The update is what it would be unwatched.
+  plain, quiet = update(config, surrogate, rows)
+  assert "uncond_drift" not in quiet
+  for a, b in zip(*map(jax.tree.leaves, (new.params, plain.params))):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_lora_drifts_from_its_base():
+  config, surrogate = how(), flow_grpo.GrpoConfig()
+  lora_config = adapter.LoraConfig(2, 4.0, lora.DEFAULT_TARGETS)
+  base, tx = params(), optax.sgd(3e-2)
+  _, rows = made(config)
+  loss = adapter.lora_loss(
+    grpo_loss.loss(surrogate, config, MODULE), lora_config
+  )
+  policy = grpo_task.policy(lora_config)
+  step = jax.jit(
+    grpo_loss.with_drift(
+      steps.make_step(loss, tx, 0.5), MODULE,
+      lambda trained, features: policy((trained, features[steps.FROZEN])),
+    )
+  )  # fmt: skip
+  factors = adapter.init_factors(lora_config, base, KEY)
+  # The factors' change shows from the second update on: b starts at 0.
+  train_state, found = state.create(factors, tx), []
+  for _ in range(3):
+    train_state, metrics = step(train_state, rows | {steps.FROZEN: base}, KEY)
+    found.append(metrics)
+  assert found[0]["uncond_drift"] > 0
+  np.testing.assert_allclose(
+    found[0]["uncond_drift"], found[0]["uncond_drift_base"], rtol=1e-4
+  )
+  last = found[-1]
+  merged = adapter.to_lora(lora_config, train_state.params)
+  expected = distance(
+    unconditional(None, rows, base, merged), unconditional(base, rows)
+  )
+  np.testing.assert_allclose(last["uncond_drift_base"], expected, rtol=1e-2)
+  assert last["uncond_drift_base"] > 1.5 * last["uncond_drift"]
+
+
+def test_parts_of_a_batch_join_in_order():
+  """Part i has every second prompt from i on; probes have one row each."""
+  group, prompts = 3, 4
+  image = np.arange(prompts * group)
+  parts = [
+    {
+      "x_B": jnp.asarray(image.reshape(prompts, group)[i::2].ravel()),
+      rollout.PROBE: {"sigma_P": jnp.arange(prompts)[i::2]},
+    }
+    for i in range(2)
+  ]
+  whole = rollout_encode._joined(parts, group)
+  np.testing.assert_array_equal(whole["x_B"], image)
+  np.testing.assert_array_equal(
+    whole[rollout.PROBE]["sigma_P"], np.arange(prompts)
   )
 
 

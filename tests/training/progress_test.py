@@ -62,6 +62,10 @@ def test_rates_are_counts_over_time(clock):
   rates = meter.rates(16)
   assert rates["images_per_second"] == 1
   assert rates["tokens_per_second"] == 2 and rates["data_wait_fraction"] == 0
+  meter.reset(16)
+  clock.now += 4.0
+  meter.add(4, Work(images=24))  # more than the loader brought prompts
+  assert meter.rates(17)["images_per_second"] == 6
   assert "mfu" not in rates
 
 
@@ -106,6 +110,9 @@ def test_work_is_read_from_the_features():
   with config.unlocked():
     config.lora = {"rank": 4}
   assert progress.work_of(config, features) == Work(tokens=2 * 24)
+  # A rollout makes several images of a prompt, of some of the prompts.
+  rollout = {"advantage_B": jnp.zeros(12)}
+  assert progress.work_of(config, rollout) == Work(images=12)
   images = {"image": jnp.zeros((2, 64, 64, 4))}
   assert progress.work_of(vae.get_config("tiny"), images) == Work()
 
