@@ -2,6 +2,7 @@
 """What tests of whole stages share."""
 
 import pytest
+from caption_server import Server, well_behaved
 from stages import config, mixed_input, run
 
 from data_pipelines.engine import beam
@@ -28,3 +29,17 @@ def finished(tmp_path_factory):
   where = mixed_input(path / "in")
   cfg = config(filters__edit__min_edit_similarity=None)
   return path, where, cfg, run(path / "out", where, config=cfg)
+
+
+@pytest.fixture
+def serve():
+  """Starts servers of captions; see `caption_server.Server`."""
+  servers = []
+
+  def start(reply=well_behaved):
+    servers.append(Server(reply))
+    return servers[-1]
+
+  yield start
+  for server in servers:
+    server.close()
