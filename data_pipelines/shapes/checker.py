@@ -8,6 +8,7 @@ atoms do not mention must be absent.
 
 import collections
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -232,14 +233,12 @@ def components(labels_HW: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 def _identify(colour: str, mask_HW: np.ndarray) -> Found:
   x, y = centroid(mask_HW)
-  shape, iou = max(
-    ((shape, shape_iou(shape, mask_HW)) for shape in vocab.SHAPES),
-    key=lambda pair: pair[1],
-  )
+  ious = shape_ious(mask_HW)
+  shape = max(ious, key=ious.get)
   height, width = mask_HW.shape
   return Found(
     colour=colour,
-    shape=shape if iou >= _MIN_IOU else "",
+    shape=shape if ious[shape] >= _MIN_IOU else "",
     place=vocab.place_of(x / width, y / height),
     x=x,
     y=y,
@@ -252,17 +251,28 @@ def centroid(mask_HW: np.ndarray) -> tuple[float, float]:
   return columns.mean() + 0.5, rows.mean() + 0.5
 
 
-def shape_iou(shape: str, mask_HW: np.ndarray) -> float:
-  """IoU of a mask with the shape of the same area and centroid.
+def shape_ious(mask_HW: np.ndarray) -> dict[str, float]:
+  """IoU of a mask with each shape of the same area and centroid.
 
   Moments, not the bounding box, because one stray pixel moves a box.
   """
-  height, width = mask_HW.shape
+  return dict(_shape_ious(mask_HW.tobytes(), mask_HW.shape))
+
+
+# An image that is both checked and graded asks twice.
+@functools.lru_cache(maxsize=4096)
+def _shape_ious(pixels: bytes, size: tuple[int, int]):
+  mask_HW = np.frombuffer(pixels, bool).reshape(size)
+  height, width = size
   x, y = centroid(mask_HW)
-  unit_area, unit_v = render.shape_moments(shape)
-  radius = math.sqrt(mask_HW.sum() / unit_area)
-  ideal_HW = render.shape_mask(
-    shape, width, height, x, y - unit_v * radius, 2 * radius
-  )
-  ideal_HW = ideal_HW > 0.5
-  return (ideal_HW & mask_HW).sum() / (ideal_HW | mask_HW).sum()
+  ious = []
+  for shape in vocab.SHAPES:
+    unit_area, unit_v = render.shape_moments(shape)
+    radius = math.sqrt(mask_HW.sum() / unit_area)
+    ideal_HW = render.shape_mask(
+      shape, width, height, x, y - unit_v * radius, 2 * radius
+    )
+    ideal_HW = ideal_HW > 0.5
+    iou = (ideal_HW & mask_HW).sum() / (ideal_HW | mask_HW).sum()
+    ious.append((shape, iou))
+  return tuple(ious)

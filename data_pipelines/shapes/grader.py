@@ -59,7 +59,7 @@ def grade(image: np.ndarray, atoms: dict[str, Any]) -> float:
 def _object_grade(image: np.ndarray, mask_HW: np.ndarray, thing: dict) -> float:
   """Mean of colour, shape and, where asked for, place of one component."""
   grades = [_colour_grade(image[mask_HW], thing["colour"])]
-  ious = {shape: checker.shape_iou(shape, mask_HW) for shape in vocab.SHAPES}
+  ious = checker.shape_ious(mask_HW)
   grades.append(_certainty(ious, thing["shape"], _CERTAIN_IOU))
   if "place" in thing:
     height, width = mask_HW.shape

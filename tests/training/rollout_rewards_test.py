@@ -87,7 +87,7 @@ def test_images_are_judged_in_a_thread_that_may_wait():
 
 
 def test_advantages_come_with_what_to_log():
-  judge = rollout_rewards.Judge(config(max_failures=0.5), BOTH)
+  judge = rollout_rewards.Judge(config(max_failures=0.5, scale="group"), BOTH)
   values = {
     "bright": np.asarray([1.0, 3.0, 2.0, 2.0]),
     "red": np.asarray([0.0, 1.0, 5.0, np.nan]),
