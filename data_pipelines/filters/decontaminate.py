@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from data_pipelines import images
 from data_pipelines.errors import InputError
-from data_pipelines.filters import duplicates, pixels, rules, text
+from data_pipelines.filters import dedup, duplicates, pixels, rules, text
 
 OPTIONS = {
   "prompts",
@@ -151,14 +151,16 @@ def match_images(
   nearest_N = np.zeros(len(phash_N), np.int64)
   if not len(block.phash_M):
     return distance_N, nearest_N
+  even_NC = dedup.even_colours(thumb_NC)
+  even_MC = dedup.even_colours(block.thumb_MC)
   for start in range(0, len(phash_N), _BLOCK):
     part = slice(start, start + _BLOCK)
     bits_NM = np.bitwise_count(phash_N[part, None] ^ block.phash_M).astype(int)
     # Colours are compared only where the hashes are alike: [N, M, C] is big.
     i, j = np.nonzero(bits_NM < 32)
-    difference = thumb_NC[part][i].astype(np.int16) - block.thumb_MC[j]
+    colour = np.abs(even_NC[part][i] - even_MC[j]).mean(axis=1)
     far_NM = np.ones(bits_NM.shape, bool)
-    far_NM[i, j] = np.abs(difference).mean(axis=1) > max_colour
+    far_NM[i, j] = colour > max_colour
     bits_NM[far_NM] = 65
     nearest_N[part] = bits_NM.argmin(axis=1)
     distance_N[part] = bits_NM.min(axis=1)

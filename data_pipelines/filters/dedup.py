@@ -12,6 +12,10 @@ import scipy.sparse
 from scipy.sparse import csgraph
 
 _BANDS, _BAND_BITS = 4, 16
+# Copies may be this much lighter or darker, of 255; ours.
+_MAX_LIGHT = 40.0
+# Contrast that colours are brought to, and the least that is amplified.
+_CONTRAST, _MIN_CONTRAST = 48.0, 16.0
 # Pairs expanded at a time: bounds memory to some hundred MB.
 _MAX_PAIRS = 2_000_000
 _EMBEDDING_BLOCK = 2048
@@ -28,6 +32,21 @@ def groups_of_equals(*keys: np.ndarray) -> np.ndarray:
   return labels_N
 
 
+def even_colours(thumb_NC: np.ndarray) -> np.ndarray:
+  """[N, C] float32 of one brightness and contrast.
+
+  Copies are often made lighter, darker or flatter; that moves all cells and
+  channels alike, where another hue moves them apart.
+
+  Args:
+    thumb_NC: uint8, coarse colours.
+  """
+  shifted_NC = thumb_NC - thumb_NC.mean(axis=1, keepdims=True)
+  contrast_N1 = shifted_NC.std(axis=1, keepdims=True)
+  gain_N1 = _CONTRAST / np.maximum(contrast_N1, _MIN_CONTRAST)
+  return (shifted_NC * gain_N1).astype(np.float32)
+
+
 def perceptual_pairs(
   phash_N: np.ndarray,
   dhash_N: np.ndarray,
@@ -36,7 +55,7 @@ def perceptual_pairs(
   max_dhash: int,
   max_colour: float,
 ) -> np.ndarray:
-  """All pairs that look alike by three criteria.
+  """All pairs that look alike: by two hashes, colours and brightness.
 
   Candidates share 16 of the 64 bits of the first hash up to max_phash // 4
   errors: of four bands one must have as few, so no pair is missed.
@@ -47,33 +66,33 @@ def perceptual_pairs(
     thumb_NC: uint8, coarse colours.
     max_phash: largest Hamming distance of `phash_N`.
     max_dhash: largest Hamming distance of `dhash_N`.
-    max_colour: largest mean absolute difference of `thumb_NC`.
+    max_colour: largest mean absolute difference of `even_colours`.
 
   Returns:
     [K, 2] row numbers, the smaller first, each pair once.
   """
   found = [np.zeros((0, 2), np.int64)]
-  for pairs_K2 in _candidates(phash_N, thumb_NC, max_phash, max_colour):
+  even_NC = even_colours(thumb_NC)
+  for pairs_K2 in _candidates(phash_N, thumb_NC.mean(axis=1), max_phash):
     i, j = pairs_K2.T
     near_K = np.bitwise_count(phash_N[i] ^ phash_N[j]) <= max_phash
     i, j = i[near_K], j[near_K]
     near_K = np.bitwise_count(dhash_N[i] ^ dhash_N[j]) <= max_dhash
     i, j = i[near_K], j[near_K]
-    colour_K = np.abs(thumb_NC[i].astype(np.int16) - thumb_NC[j]).mean(axis=1)
+    colour_K = np.abs(even_NC[i] - even_NC[j]).mean(axis=1)
     near_K = colour_K <= max_colour
     found.append(np.stack([i[near_K], j[near_K]], axis=1))
   return np.unique(np.concatenate(found), axis=0)
 
 
 def _candidates(
-  phash_N: np.ndarray, thumb_NC: np.ndarray, max_phash: int, max_colour: float
+  phash_N: np.ndarray, mean_N: np.ndarray, max_phash: int
 ) -> Iterator[np.ndarray]:
   """Yields [K, 2] pairs, some more than once, that share most of a band.
 
-  The mean of the colours narrows them further: means cannot differ more than
-  the mean absolute difference. It keeps blank images from meeting all others.
+  Their brightness is similar too, which keeps blank images from meeting all
+  others.
   """
-  mean_N = thumb_NC.mean(axis=1)
   flips = [
     sum(1 << bit for bit in bits)
     for errors in range(max_phash // _BANDS + 1)
@@ -86,13 +105,12 @@ def _candidates(
     place_N = key_N * 1024 + 256 + mean_N
     order_N = np.argsort(place_N, kind="stable")
     sorted_N = place_N[order_N]
-    margin = max_colour + 1e-6
     for flip in flips:
       # In sorted order, neighbours look in places near each other: searching
       # is several times faster than in the order of the rows.
       wanted_N = ((key_N ^ flip) * 1024 + 256 + mean_N)[order_N]
-      first_N = np.searchsorted(sorted_N, wanted_N - margin, "left")
-      last_N = np.searchsorted(sorted_N, wanted_N + margin, "right")
+      first_N = np.searchsorted(sorted_N, wanted_N - _MAX_LIGHT, "left")
+      last_N = np.searchsorted(sorted_N, wanted_N + _MAX_LIGHT, "right")
       for i, j in _expand(first_N, last_N):
         i, j = order_N[i], order_N[j]
         yield np.stack([i, j], axis=1)[i < j]

@@ -82,7 +82,7 @@ def perceptual(
   """Targets that look alike, after resizing or recompression for instance.
 
   Options: `max_phash` and `max_dhash`, bits of 64; `max_colour`, mean
-  difference of 8 x 8 cells, 0 to 255.
+  difference of 8 x 8 cells at equal brightness and contrast.
   """
   rows = _rows(table, alive_N, "phash")
   chosen = table.take(rows)

@@ -131,7 +131,7 @@ def test_a_prompt_is_named_before_an_image(prompts, evaluation_images):
 
 
 def test_nearest_image_against_brute_force(monkeypatch):
-  from fingerprints import fingerprints
+  from fingerprints import colour_distance, fingerprints
 
   monkeypatch.setattr(decontaminate, "_BLOCK", 17)
   phash, _, thumb = fingerprints(120, flips=20)
@@ -143,7 +143,7 @@ def test_nearest_image_against_brute_force(monkeypatch):
     near = {
       j: int(phash[i] ^ phash[j]).bit_count()
       for j in range(40)
-      if np.abs(thumb[i].astype(int) - thumb[j]).mean() <= 3.0
+      if colour_distance(thumb[i], thumb[j]) <= 3.0
     }
     best = min(near.values(), default=65)
     if best < 32:
