@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from data_pipelines.engine import (
   beam,
   deciding,
@@ -75,6 +77,8 @@ def run(run: Run) -> dict[str, Any] | None:
   result = None
   with _lock(run.out):
     try:
+      if run.retry:
+        _check_reason(run.out, run.retry)
       for verb in VERBS:
         if verb in run.verbs:
           result = _DO[verb](run)
@@ -241,19 +245,38 @@ def _do_shards(
 
 def _with_reason(folder: pathlib.Path, count: int, reason: str) -> list[int]:
   """Shards with an item that was left out for a reason."""
-  import pyarrow.parquet as pq
+  return [
+    i
+    for i in range(count)
+    if any(
+      ingest.matches(found, reason)
+      for found in _reasons(folder, shards.name(i))
+    )
+  ]
 
+
+def _reasons(folder: pathlib.Path, stem: str) -> set[str]:
+  """Why items of a shard were left out, in full."""
+  if shards.read_marker(folder, stem) is None:
+    return set()
   column = "error" if folder.name == measure.FOLDER else "reason"
-  found = []
-  for i in range(count):
-    stem = shards.name(i)
-    if shards.read_marker(folder, stem) is None:
-      continue
-    table = pq.read_table(folder / f"{stem}.parquet", columns=[column])
-    values = set(table[column].to_pylist())
-    if any(ingest.matches(value or "", reason) for value in values):
-      found.append(i)
-  return found
+  table = pq.read_table(folder / f"{stem}.parquet", columns=[column])
+  return set(filter(None, table[column].to_pylist()))
+
+
+def _check_reason(out: pathlib.Path, reason: str) -> None:
+  """Raises InputError unless something was left out for the reason."""
+  known = {
+    found.partition(" (")[0]
+    for verb in (ingest.FOLDER, measure.FOLDER, materialise.FOLDER)
+    for path in (out / verb).glob("part-*.parquet")
+    for found in _reasons(out / verb, path.stem)
+  }
+  if reason != "all" and reason not in known:
+    raise InputError(
+      f"Nothing in {out} was left out for --retry={reason!r}; the reasons are "
+      f"{sorted(known)}."
+    )
 
 
 def _items(folder: pathlib.Path, todo: Sequence[int]) -> int:

@@ -196,7 +196,9 @@ def test_retry_measures_again_what_ran_out_of_time(tmp_path):
   value = json.loads(marker.read_text())
   value["files"][".parquet"]["bytes"] = path.stat().st_size
   marker.write_text(json.dumps(value))
-  run(out, where, retry="something else")
+  with pytest.raises(InputError, match=r"reasons are \['ran out of time'\]"):
+    run(out, where, retry="something else")
+  run(out, where)
   assert pq.read_table(path)["error"].to_pylist()[2]
   run(out, where, retry="ran out of time")
   assert content(out) == expected
