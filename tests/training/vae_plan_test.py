@@ -102,12 +102,18 @@ def test_the_tiny_step_compiles_for_a_tpu():
 
 
 @pytest.mark.slow
-def test_the_full_step_fits_a_slice():
-  """256 px, the global batch of the config; docs/vae.md has the figures."""
-  pytest.importorskip("libtpu")
-  config = aot.with_batch_per_chip(experiment.get_config("256"), 4, 16)
-  # Tests multiply in fp32.
-  with jax.default_matmul_precision("default"):
-    made = aot.plan(config, "v5e:4x4", aot.topology_devices("v5e:4x4"))
-  # 78.69 M + 259.05 M; the temporal kernels are no part of the training.
-  assert made["fits"] and made["global_batch"] == 256
+def test_the_full_step_is_lowered_at_its_size():
+  """256 px, the global batch of the config, for eight chips."""
+  config = experiment.get_config("256")
+  mesh = create_mesh(config.mesh.to_dict())
+  _, facts = vae_plan.lower_step(config, mesh)
+  assert facts["global_batch"] == 256 and facts["bucket"] == [256, 256]
+  # The temporal kernels are no part of the training.
+  million = 78.69 + 259.05 - 6.75
+  assert facts["parameters"] / 1e6 == pytest.approx(million, abs=0.01)
+  assert facts["trained_parameters"] == facts["parameters"]
+  # VGG16's convolutions, and 17 of the 24 layers of DINOv2-L's 304 M.
+  blocks = 17 * 12.6
+  assert facts["frozen_parameters"] / 1e6 == pytest.approx(
+    14.7 + blocks + 2.0, rel=0.02
+  )
