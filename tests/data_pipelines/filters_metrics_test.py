@@ -247,7 +247,7 @@ def test_edits(photo):
   assert two["references"] == 2 and two["reference_short_side"] == 200
 
 
-@pytest.mark.parametrize("side", [40, 96, 128, 1200])
+@pytest.mark.parametrize("side", [40, 96, 128, 600])
 def test_compression_is_no_edit_at_any_size(photo, side):
   source = photo.resize((side * 3 // 2, side), Image.Resampling.LANCZOS)
   target = encode(source, "JPEG", quality=80)
