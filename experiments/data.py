@@ -54,6 +54,12 @@ def _base(name, sides):
   # rgb: jpeg, png, webp, or auto (PNG stays PNG, all else JPEG); rgba: png or
   # webp, without loss. An image that fits its bucket keeps its bytes.
   config.encoding = ConfigDict(dict(rgb="auto", rgba="png", quality=95))
+  # Weights of the mix of captions that `python -m data_pipelines.captioner` has
+  # written, by kind ('original': as found), language and length; without kinds
+  # every record keeps its caption. See docs/captions.md.
+  config.captions = ConfigDict(
+    dict(kinds=ConfigDict(), languages=ConfigDict(), lengths=ConfigDict())
+  )
   # Scores that must exist before `decide`, and what stands in for the model
   # of each; () if a model must have run.
   config.score = ConfigDict()

@@ -12,6 +12,7 @@ those that exist have no cache and know one server only.
 """
 
 import base64
+import collections
 import dataclasses
 import hashlib
 import http.client
@@ -23,7 +24,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines.errors import InputError
@@ -165,11 +166,13 @@ class Client:
     """One answer, asked for up to `attempts` times."""
     problem = Failed("no captioner")
     wait = 0.0
+    tried: collections.Counter = collections.Counter()
     for attempt in range(self._endpoint.attempts):
       if attempt:
         backoff = self._endpoint.backoff * 2 ** (attempt - 1)
         time.sleep(min(max(wait, backoff), _LONGEST_WAIT))
-      server = self._take()
+      server = self._take(tried)
+      tried[server.url] += 1
       wait = 0.0
       try:
         answer = _post(self._endpoint, server.url, body)
@@ -203,8 +206,11 @@ class Client:
         self._give_back(server, str(problem))
     raise problem
 
-  def _take(self) -> _Server:
+  def _take(self, tried: Mapping[str, int]) -> _Server:
     """The server to ask next.
+
+    Args:
+      tried: how often each has had this very request.
 
     Raises:
       DeadError: all are dead.
@@ -218,7 +224,10 @@ class Client:
       # A dead one gets a single request when it has rested.
       again = [s for s in self._servers if s.dead and s.until <= now]
       rested = [s for s in alive if s.until <= now]
-      server = min(again or rested or alive, key=lambda s: (s.busy, s.until))
+      server = min(
+        again or rested or alive,
+        key=lambda s: (tried.get(s.url, 0), s.busy, s.until),
+      )
       if server.dead:
         server.until = now + self._endpoint.rest
       server.busy += 1

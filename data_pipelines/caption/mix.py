@@ -18,6 +18,8 @@ from data_pipelines.caption.kinds import KINDS, LANGUAGES, LENGTHS
 from data_pipelines.engine import shards
 from data_pipelines.errors import InputError
 
+# Beside the folders of the verbs of a stage.
+FOLDER = "caption"
 ORIGINAL = "original"
 # What weights speak of, in the order of the draws.
 _KNOWN = {
@@ -28,6 +30,7 @@ _KNOWN = {
 _COLUMNS = {"kinds": "kind", "languages": "language", "lengths": "length"}
 
 Weights = Mapping[str, Mapping[str, float]]
+OFF: Weights = {"kinds": {}, "languages": {}, "lengths": {}}
 
 
 def check_weights(weights: Weights, where: str) -> None:
@@ -113,12 +116,27 @@ def _weight(row: Mapping[str, Any], field: str, weights: Weights) -> float:
 
 def apply(
   record: codec.Record,
-  captions: Sequence[Mapping[str, Any]],
+  captions: Mapping[str, Sequence[Mapping[str, Any]]],
   weights: Weights,
   seed: int,
 ) -> codec.Record:
-  """The record with the caption that is chosen, and where that is from."""
-  row = choose_caption(record, captions, weights, seed)
+  """The record with the caption that is chosen, and where that is from.
+
+  Args:
+    record: not changed.
+    captions: see `load`.
+    weights: see `choose_caption`.
+    seed: likewise.
+
+  Raises:
+    InputError: nobody has captioned the record.
+  """
+  if record.id not in captions:
+    raise InputError(
+      f"Record {record.id!r} has no captions, as what is kept has changed; run "
+      "`python -m data_pipelines.captioner` on the stage again."
+    )
+  row = choose_caption(record, captions[record.id], weights, seed)
   if row is None:
     about: dict[str, Any] = {"kind": ORIGINAL}
     return dataclasses.replace(
@@ -136,18 +154,37 @@ def apply(
   )
 
 
-def load(folder: pathlib.Path, stem: str) -> dict[str, list[dict[str, Any]]]:
-  """The captions of a shard, by record.
+def identity(out: pathlib.Path, stem: str, weights: Weights, seed: int) -> Any:
+  """What the mix of a shard depends on, for its fingerprint.
+
+  Args:
+    out: folder of the stage.
+    stem: of the shard.
+    weights: of the mix; without kinds there is none.
+    seed: of the draws.
 
   Raises:
-    InputError: there are none, or they are incomplete.
+    InputError: the shard has no captions.
   """
-  if shards.read_marker(folder, stem) is None:
+  if not weights["kinds"]:
+    return None
+  marker = shards.read_marker(out / FOLDER, stem)
+  if marker is None:
     raise InputError(
-      f"config.captions asks for captions and {folder / stem} has none; run "
-      "`python -m data_pipelines.captioner` on the stage first."
+      f"config.captions asks for captions and {out / FOLDER / stem} has none; "
+      f"run `python -m data_pipelines.captioner --input={out}` first."
     )
+  return [marker["files"][".parquet"]["sha256"], weights, seed]
+
+
+def load(
+  out: pathlib.Path, stem: str, weights: Weights
+) -> dict[str, list[dict[str, Any]]] | None:
+  """The captions of a shard by record; None if none are mixed in."""
+  if not weights["kinds"]:
+    return None
   found: dict[str, list[dict[str, Any]]] = {}
-  for row in pq.read_table(folder / f"{stem}.parquet").to_pylist():
+  path = out / FOLDER / f"{stem}.parquet"
+  for row in pq.read_table(path).to_pylist():
     found.setdefault(row["id"], []).append(row)
   return found

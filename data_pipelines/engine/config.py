@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from data_pipelines.caption import mix
 from data_pipelines.engine import score
 from data_pipelines.errors import InputError
 from data_pipelines.filters import decide
@@ -47,6 +48,7 @@ class StageConfig:
   resolutions: tuple[tuple[Bucket, ...], ...]
   max_enlarge: float
   encoding: Encoding
+  captions: mix.Weights
   score: Mapping[str, Mapping[str, Any]]
   filters: Mapping[str, Mapping[str, Any]]
   filter_order: tuple[str, ...]
@@ -87,12 +89,14 @@ def parse(values: Mapping[str, Any]) -> StageConfig:
     resolutions=tuple(sorted(buckets, key=_area, reverse=True)),
     max_enlarge=plain["max_enlarge"],
     encoding=encoding,
+    captions=plain["captions"],
     score=plain["score"],
     filters=plain["filters"],
     filter_order=tuple(plain["filter_order"]),
     plain=plain,
   )
   _check(config)
+  mix.check_weights(config.captions, "config.captions")
   decide.check(config.filters, config.filter_order)
   for name, options in config.score.items():
     score.check(name, options)

@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_pipelines.caption import mix
 from data_pipelines.engine import (
   deciding,
   ingest,
@@ -98,6 +99,7 @@ def of_materialise(
     code(materialise.CODE), config.name, config.resolutions,
     config.max_enlarge, vars(config.encoding), config.limits.pixels,
     _records(out, stem), kept,
+    mix.identity(out, stem, config.captions, config.seed),
   )  # fmt: skip
 
 

@@ -138,6 +138,7 @@ def _describe(out, count, config, inputs, scores) -> dict[str, Any]:
     "reasons": dict(sorted(reasons.items())),
     "by_task": _sum(c["by_task"] for c in made),
     "by_kind": _sum(c["by_kind"] for c in made),
+    **_by_caption(made),
     "ingest": [_ingested(out, stem) for stem in stems],
     "data": [_data_shard(out, stem) for stem in stems],
     "scores": scores,
@@ -168,6 +169,12 @@ def _sum(counts: Iterator[dict[str, int]]) -> dict[str, int]:
   for count in counts:
     total.update(count)
   return dict(sorted(total.items()))
+
+
+def _by_caption(made: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Records by kind of caption, where captions were mixed."""
+  found = _sum(c.get("by_caption", {}) for c in made)
+  return {"by_caption": found} if found else {}
 
 
 def _ingested(out: pathlib.Path, stem: str) -> dict[str, Any]:

@@ -15,13 +15,14 @@ more enlarging than the config allows, or 'quarantined'.
 import dataclasses
 import io
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 from PIL import Image
 
 from data_pipelines import codec
+from data_pipelines.caption import mix
 from data_pipelines.engine import decoding, ingest, pool, shards
 from data_pipelines.engine.config import Encoding
 from data_pipelines.images import EncodedImage
@@ -44,6 +45,7 @@ CODE = (
   "data_pipelines.codec", "data_pipelines.images",
   "data_pipelines.shard_file", "data_pipelines.loader.buckets",
   "data_pipelines.engine.decoding", "data_pipelines.engine.materialise",
+  "data_pipelines.caption.mix", "data_pipelines.caption.draw",
 )  # fmt: skip
 _ORIENTATION = 0x0112
 
@@ -58,6 +60,8 @@ class Settings:
     max_enlarge: largest linear magnification.
     encoding: of the results.
     limits: of the images.
+    captions: weights of the mix of captions.
+    seed: of the draws of the mix.
     processes: of the pool; 0: one per core.
   """
 
@@ -66,6 +70,8 @@ class Settings:
   max_enlarge: float
   encoding: Encoding
   limits: Limits
+  captions: mix.Weights = dataclasses.field(default_factory=lambda: mix.OFF)
+  seed: int = 0
   processes: int = 0
 
 
@@ -95,15 +101,17 @@ def run(
   stem = shards.name(index)
   source = out / ingest.FOLDER / f"{stem}.array_record"
   ids: list[str] = []
+  captions = mix.load(out, stem, settings.captions)
 
   def tasks() -> Iterator[tuple]:
     for data, wanted in zip(shards.read_records(source), kept, strict=True):
       if wanted:
-        ids.append(codec.decode(data).id)
-        yield data, settings
+        record = codec.decode(data)
+        ids.append(record.id)
+        yield _captioned(data, record, captions, settings), settings
 
   columns = IndexColumns()
-  by: dict[str, dict[str, int]] = {"by_task": {}, "by_kind": {}}
+  by = _no_counts(captions is not None)
   with shards.write(out / FOLDER, stem, fingerprint) as shard:
     writer = shard.records()
     rows = []
@@ -121,7 +129,8 @@ def run(
       writer.write(data)
       record = codec.decode(data)
       columns.add(record)
-      for name, key in (("by_task", record.task), ("by_kind", record.kind)):
+      for name in by:
+        key = _label(record, name)
         by[name][key] = by[name].get(key, 0) + 1
       rows.append(row)
     columns.save(shard.path(".npz"))
@@ -130,6 +139,31 @@ def run(
       status: sum(row["status"] == status for row in rows)
       for status in ("kept", "dropped", "quarantined")
     } | by
+
+
+def _no_counts(captioned: bool) -> dict[str, dict[str, int]]:
+  names = ("by_task", "by_kind", "by_caption")
+  return {name: {} for name in (names if captioned else names[:2])}
+
+
+def _captioned(
+  data: bytes,
+  record: codec.Record,
+  captions: Mapping[str, Sequence[Mapping[str, Any]]] | None,
+  settings: Settings,
+) -> bytes:
+  """A record with a caption of the mix, if there is one."""
+  if captions is None:
+    return data
+  return codec.encode(
+    mix.apply(record, captions, settings.captions, settings.seed)
+  )
+
+
+def _label(record: codec.Record, name: str) -> str:
+  if name == "by_caption":
+    return record.provenance["caption"]["kind"]
+  return record.task if name == "by_task" else record.kind
 
 
 def resize_record(

@@ -104,6 +104,8 @@ def _materialise(task: Task, out: pathlib.Path) -> None:
     resolutions=config.resolutions,
     max_enlarge=config.max_enlarge,
     encoding=config.encoding,
+    captions=config.captions,
+    seed=config.seed,
     limits=config.limits,
     processes=task.processes,
   )

@@ -28,8 +28,6 @@ def reason(wish, answer, **options):
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("kind", [*WORDS, "structured"])
 def test_good_answers_pass(kind, language, length):
-  if kind in ("edit", "structured") and language == "zh":
-    language = "en"
   wish = Wish(kind, language, "" if kind == "structured" else length, "poster")
   answer = good(prompts.build(wish, "- title: x", 3))
   text, why = checks.read(wish, answer, references=2)
@@ -90,6 +88,22 @@ def test_short_texts_are_not_judged_by_a_language_that_cannot_be_told():
   short = Wish("edit", "en", "short")
   assert reason(short, "Make the cat red", references=1) == ""
   assert reason(short, "把猫变成红色的", references=1).startswith("wrong lang")
+
+
+@pytest.mark.parametrize(
+  "language, text",
+  [
+    ("zh", "把图1和图2融合成一张更温暖的画面"),
+    ("ja", "図1の犬を図2のソファに置いてください"),
+    ("ko", "1번 그림의 개를 2번 그림의 소파 위에 앉혀 주세요"),
+    ("ru", "Посади собаку с картинки 1 на диван с картинки 2"),
+    ("ar", "ضع الكلب من الصورة 1 على الأريكة في الصورة 2"),
+  ],
+)
+def test_scripts_tell_languages_apart(language, text):
+  for asked in ("zh", "ja", "ko", "ru", "ar", "en"):
+    why = reason(Wish("edit", asked, "short"), text, references=2)
+    assert why == ("" if asked == language else f"wrong language ({language})")
 
 
 def test_text_that_is_known_must_be_there():

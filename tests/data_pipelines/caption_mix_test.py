@@ -123,7 +123,7 @@ def test_what_cannot_be_used_is_never_chosen():
 
 def test_a_record_says_where_its_caption_is_from():
   weights = EVEN | {"kinds": {"general": 1.0}}
-  new = mix.apply(record(), [row("general")], weights, 0)
+  new = mix.apply(record(), {"a": [row("general")]}, weights, 0)
   assert new.caption == "general en medium"
   assert new.provenance == {
     "where": "w",
@@ -132,10 +132,12 @@ def test_a_record_says_where_its_caption_is_from():
       "prompt_id": "p", "original": "as found",
     },
   }  # fmt: skip
-  same = mix.apply(record(), [], weights, 0)
+  same = mix.apply(record(), {"a": []}, weights, 0)
   assert same.caption == "as found"
   assert same.provenance["caption"] == {"kind": "original"}
   assert codec.decode(codec.encode(new)) == new
+  with pytest.raises(InputError, match="'a' has no captions"):
+    mix.apply(record(), {"b": []}, weights, 0)
 
 
 @pytest.mark.parametrize(

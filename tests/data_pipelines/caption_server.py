@@ -42,13 +42,19 @@ def good(prompt):
   if "Which one of these" in prompt:
     return '{"category": "photo"}'
   if "as JSON of exactly" in prompt:
+    if "values in Chinese" in prompt:
+      return json.dumps(STRUCTURED | {"summary": "两个方框由一个箭头相连"})
     return json.dumps(STRUCTURED)
   if "Write the instruction" in prompt:
-    names = re.search(r"\((image 1.*?)\)", prompt)
-    which = names.group(1) if names else "the picture"
+    count = int((re.search(r"first (\d+) images", prompt) or [0, 1])[1])
     high = int(re.search(r"with \d+ to (\d+) words", prompt).group(1))
-    words = f"Blend {which} into one and make everything a little warmer."
-    return words if high < 20 else f"{words} {ENGLISH[:180]}."
+    if "Write in Chinese" in prompt:
+      numbers = "和".join(f"图{i + 1}" for i in range(count))
+      text = f"把{numbers}融合成一张更温暖的画面"
+      return text if high < 20 else f"{text},{CHINESE[:40]}"
+    which = " and ".join(f"image {i + 1}" for i in range(count))
+    text = f"Blend {which} into one and make it warmer."
+    return text if high < 20 else f"{text} {ENGLISH[:150]}."
   text = CHINESE if "Write in Chinese" in prompt else ENGLISH
   low = int(re.search(r"with (\d+) to", prompt).group(1))
   if low > 50:
