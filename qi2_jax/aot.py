@@ -6,11 +6,12 @@
       --topology=v5p:4x4x4 --batch_per_chip=8 --json=plan.json
 
 It compiles the step that `python -m qi2_jax.train` runs and prints HBM per
-chip against the limit, FLOPs, collectives and a roofline. `--batch_per_chip`
-keeps the global batch and sets `config.optimizer.accumulate` so that each
-microbatch has so many samples per chip. The bucket is the config's largest,
-with `--references` images of its size. Text states have the width that the
-model's preset expects, whatever `config.text` says.
+chip against the limit, FLOPs, collectives and a roofline; of Flow-GRPO the
+rollout as well, a program of its own. `--batch_per_chip` keeps the global
+batch and sets `config.optimizer.accumulate` so that each microbatch has so
+many samples per chip (of Flow-GRPO: images). The bucket is the config's
+largest, with `--references` images of its size. Text states have the width
+that the model's preset expects, whatever `config.text` says.
 
 `--search` tries meshes, microbatches and remat policies and ranks those that
 fit; Ctrl-C ranks what is there. The exit status is 1 when nothing fits.
@@ -37,7 +38,7 @@ from qi2_jax.errors import InputError
 from qi2_jax.evaluation import store
 from qi2_jax.parallel import chips, hlo, hlo_costs
 from qi2_jax.parallel import mesh as mesh_lib
-from qi2_jax.training import dmd_plan, program, vae_plan
+from qi2_jax.training import dmd_plan, grpo_plan, program, vae_plan
 
 _GIB = 2**30
 # Meshes that a search tries; -1 takes the rest of the chips.
@@ -79,15 +80,19 @@ def topology_devices(topology: str, slices: int = 1):
     ) from error
 
 
-def lower_fn(config):
-  """What lowers the step of a config's objective.
+def lower_fns(config) -> dict:
+  """What lowers the programs of a config's objective, the step first.
 
   Raises:
     InputError: it is not planned here.
   """
   planned = {
-    "flow_matching": program.lower_step, "dmd": dmd_plan.lower_step,
-    "vae": vae_plan.lower_step,
+    "flow_matching": {"step": program.lower_step},
+    "dmd": {"step": dmd_plan.lower_step},
+    "vae": {"step": vae_plan.lower_step},
+    "flow_grpo": {
+      "step": grpo_plan.lower_step, "rollout": grpo_plan.lower_rollout
+    },
   }  # fmt: skip
   if config.objective not in planned:
     raise InputError(
@@ -110,6 +115,8 @@ def with_batch_per_chip(config, batch_per_chip: float, devices: int):
   """
   config = copy.deepcopy(config)
   micro, total = round(batch_per_chip * devices), config.data.batch_size
+  if config.objective == "flow_grpo":
+    total = grpo_plan.images(config)
   if micro < 1 or micro != batch_per_chip * devices or total % micro:
     raise InputError(
       f"a batch of {total} does not divide into microbatches of "
@@ -120,9 +127,16 @@ def with_batch_per_chip(config, batch_per_chip: float, devices: int):
   return config
 
 
-def compile_step(lowered, mesh, production: bool):
-  """Compiles; returns `(compiled, None)`, or `(None, message)` out of HBM."""
-  options = program.compiler_options(mesh)
+def compile_step(lowered, mesh, production: bool, name: str = "step"):
+  """Compiles; returns `(compiled, None)`, or `(None, message)` out of HBM.
+
+  Args:
+    lowered: the program.
+    mesh: over the devices of a topology.
+    production: with all optimisations.
+    name: of the program; only a step has gradients to spread.
+  """
+  options = program.compiler_options(mesh) if name == "step" else {}
   if not production:
     options["exec_time_optimization_effort"] = -1.0
   try:
@@ -157,30 +171,43 @@ def memory_parts(compiled) -> dict[str, float]:
 def plan(
   config, topology: str, devices, *, references=0, production=False
 ) -> dict:  # fmt: skip
-  """Compiles the step of `config` for `devices` and reports on it.
+  """Compiles the programs of `config` for `devices` and reports on them.
 
   Returns:
-    The JSON of `--json`; without the compiled program's facts when it does
-    not fit.
+    The JSON of `--json`: of the step, and under their names of the other
+    programs; without the compiled program's facts when it does not fit.
 
   Raises:
     InputError: mesh, batch or config do not suit the topology.
   """
   chip = chips.chip_of(topology)
   mesh = mesh_lib.create_mesh(config.mesh.to_dict(), devices)
-  lowered, facts = lower_fn(config)(config, mesh, references)
-  start, cpu = time.perf_counter(), time.process_time()
-  compiled, message = compile_step(lowered, mesh, production)
-  report = {
+  head = {
     "topology": topology,
     "chips": mesh.size,
     "slices": len({getattr(d, "slice_index", 0) for d in devices}),
-    **facts,
     "compiler": "production" if production else "exec_time effort -1",
     "versions": {n: _version(n) for n in ("jax", "libtpu")},
+    "hbm_limit_gib": chip.hbm_gib,
+  }
+  lowered = {
+    name: lower(config, mesh, references)
+    for name, lower in lower_fns(config).items()
+  }
+  made = {
+    name: head | _report(name, *one, chip, mesh, production)
+    for name, one in lowered.items()
+  }
+  return made.pop("step") | made
+
+
+def _report(name: str, lowered, facts, chip, mesh, production: bool) -> dict:
+  """Compiles one program; what `plan` says of it."""
+  start, cpu = time.perf_counter(), time.process_time()
+  compiled, message = compile_step(lowered, mesh, production, name)
+  report = facts | {
     "compile_seconds": time.perf_counter() - start,
     "compile_cpu_seconds": time.process_time() - cpu,
-    "hbm_limit_gib": chip.hbm_gib,
   }
   if compiled is None:
     return report | {
@@ -188,9 +215,12 @@ def plan(
       "compiler_message": message,
     }  # fmt: skip
   parts = memory_parts(compiled)
-  module = hlo.parse(compiled.as_text())
+  module = hlo.parse(compiled.as_text(), facts.get("unknown_trips", 1))
   products, moved = hlo_costs.products(module), hlo_costs.collectives(module)
-  state_bytes = 2 * parts["arguments"] * _GIB
+  # A rollout's weights are read by its products and written by none.
+  state_bytes = 2 * parts["arguments"] * _GIB * (name == "step")
+  if "gib_beside" in facts:
+    parts["beside it"] = facts["gib_beside"]
   used = sum(parts.values())
   largest = hlo_costs.largest_buffers(module)
   buffers = [{"shape": str(b), "bytes": b.bytes} for b in largest]
@@ -285,7 +315,14 @@ def summary_line(p: dict) -> str:
 
 
 def describe(p: dict) -> str:
-  """The whole plan as text."""
+  """The whole plan as text, of all its programs."""
+  parts = [_described(p)]
+  if "rollout" in p:
+    parts += ["rollout: " + _described(p["rollout"])]
+  return "\n".join(parts)
+
+
+def _described(p: dict) -> str:
   out = [
     f"{p['topology']}, {p['parameters'] / 1e9:.2f} B parameters, bucket "
     f"{p['bucket'][0]} x {p['bucket'][1]}, global batch {p['global_batch']}, "
@@ -335,7 +372,7 @@ def main() -> int:
   # A cached program would make the compile time meaningless.
   jax.config.update("jax_enable_compilation_cache", False)
   jax.config.update("jax_platforms", "cpu")
-  lower_fn(f.config)
+  lower_fns(f.config)
   devices = topology_devices(f.topology, f.slices)
   options = {"references": f.references, "production": f.production}
   if f.search:
@@ -349,7 +386,7 @@ def main() -> int:
       config = with_batch_per_chip(config, f.batch_per_chip, len(devices))
     result = plan(config, f.topology, devices, **options)
     print(describe(result))
-    fits = result["fits"]
+    fits = all(p["fits"] for p in (result, result.get("rollout", result)))
   if f.json:
     store.write_json(f.json, result)
   return 0 if fits else 1

@@ -148,9 +148,9 @@ def test_bad_input_is_named():
   with pytest.raises(InputError, match="batch size 12 does not divide"):
     aot.plan(config, "v5e:2x4", jax.devices())
   with pytest.raises(InputError, match="objective='nft'"):
-    aot.lower_fn(nft.get_config("tiny"))
+    aot.lower_fns(nft.get_config("tiny"))
   with pytest.raises(InputError, match="LoRA"):
-    aot.lower_fn(tiny(**{"lora.rank": 4}))
+    aot.lower_fns(tiny(**{"lora.rank": 4}))
 
 
 def test_without_libtpu_the_remedy_is_named(monkeypatch):

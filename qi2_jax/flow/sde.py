@@ -242,7 +242,11 @@ def walk(
   at = start + jnp.arange(size)
   x, (states, log_probs, extras) = jax.lax.scan(draw, first, at)
   states = jnp.concatenate([first[None], states])
-  x0 = jax.lax.fori_loop(start + size, len(sigmas) - 1, euler, x)
+  after = start + size
+  # From 0, as `parallel.hlo` takes it that loops begin.
+  x0 = jax.lax.fori_loop(
+    0, len(sigmas) - 1 - after, lambda i, x: euler(after + i, x), x
+  )
   levels = jax.lax.dynamic_slice_in_dim(sigmas, start, size + 1)
   by_row = lambda a: jnp.moveaxis(a, 0, 1)  # noqa: E731
   return Walk(

@@ -119,3 +119,48 @@ def step_flops(config: MMDiTConfig, tokens: Tokens, batch: int) -> StepFlops:
     of_prefix = dataclasses.replace(config, kernel="xla")
   recompute += prefix * _recompute(of_prefix, tokens.prefix)
   return StepFlops(3 * forward * batch, recompute * batch)
+
+
+def adapter_step_flops(
+  config: MMDiTConfig, tokens: Tokens, batch: int, factors: int
+) -> StepFlops:
+  """FLOPs of one training step of a LoRA in all blocks.
+
+  A frozen product has a forward and the gradient of its input, but none of
+  its weight.
+
+  Args:
+    config: of the base.
+    tokens: of one sample.
+    batch: samples.
+    factors: elements of the LoRA; every token meets all of them.
+  """
+  whole = step_flops(config, tokens, batch)
+  frozen = layer_flops(config, tokens) + outer_flops(config, tokens)
+  low = 2.0 * factors * (tokens.prefix + tokens.target)
+  again = low * (config.remat in ("full", "attention"))
+  return StepFlops(
+    whole.model + (3 * low - frozen) * batch, whole.recompute + again * batch
+  )
+
+
+def sampling_flops(
+  config: MMDiTConfig, tokens: Tokens, steps: int, factors: int = 0
+) -> float:
+  """FLOPs of one sample that is walked in `steps` with a prefix cache.
+
+  Args:
+    config: of the network.
+    tokens: of one sample.
+    steps: evaluations; with guidance two samples have them.
+    factors: elements of a LoRA that is not merged.
+  """
+  prefix = dataclasses.replace(tokens, target=0)
+  target = dataclasses.replace(tokens, prefix=0, text=0, references=0)
+  of_target, of_prefix = attention_flops(config, tokens)
+  once, each = (
+    layer_flops(config, part) + outer_flops(config, part)
+    + 2.0 * factors * (part.prefix + part.target)
+    for part in (prefix, target)
+  )  # fmt: skip
+  return once + of_prefix + steps * (each + of_target)

@@ -73,15 +73,15 @@ class Module:
     computations: by name, callees before callers.
     runs: how often each computation runs.
     fused: names of computations that live inside one kernel.
-    unknown_loops: loops whose length the text does not tell; counted once.
+    unknown_loops: loops whose length the text does not tell, see `parse`.
   """
 
   computations: dict[str, Computation]
-  runs: dict[str, int]
+  runs: dict[str, float]
   fused: frozenset[str]
   unknown_loops: tuple[str, ...]
 
-  def executed(self) -> Iterator[tuple[int, str, Instruction]]:
+  def executed(self) -> Iterator[tuple[float, str, Instruction]]:
     """Every instruction that runs: `(times, computation, instruction)`."""
     for name, body in self.computations.items():
       if self.runs[name]:
@@ -127,8 +127,14 @@ def _instruction(line: str) -> Instruction | None:
   )  # fmt: skip
 
 
-def parse(text: str) -> Module:
-  """Parses `compiled.as_text()`."""
+def parse(text: str, trips: float = 1) -> Module:
+  """Parses `compiled.as_text()`.
+
+  Args:
+    text: of the program.
+    trips: what loops of unknown length count as, each; their mean if it is
+      known from elsewhere.
+  """
   computations, entry, body = {}, None, None
   for line in text.splitlines():
     if line and not line[0].isspace() and line.rstrip().endswith("{"):
@@ -140,7 +146,7 @@ def parse(text: str) -> Module:
       made = _instruction(line)
       if made:
         body[made.name] = made
-  return _count_runs(computations, entry)
+  return _count_runs(computations, entry, trips)
 
 
 def called_by(instruction: Instruction) -> dict[str, list[str]]:
@@ -152,7 +158,7 @@ def called_by(instruction: Instruction) -> dict[str, list[str]]:
   return out
 
 
-def _count_runs(computations, entry) -> Module:
+def _count_runs(computations, entry, unknown_trips: float) -> Module:
   runs = collections.Counter({entry: 1})
   fused, unknown = set(), []
   # Callers come after callees in the text.
@@ -162,7 +168,7 @@ def _count_runs(computations, entry) -> Module:
       if instruction.opcode == "while":
         trips = _trips(instruction, called, computations)
         unknown += [instruction.name] if trips is None and times else []
-        times *= trips or 1
+        times *= unknown_trips if trips is None else trips or 1
       for callee in itertools.chain.from_iterable(called.values()):
         runs[callee] += times
         if instruction.opcode == "fusion" or name in fused:

@@ -197,7 +197,8 @@ def _text_tokens(config, grid, references: int) -> int:
   return config.length + encoder.num_image_tokens(text_encoder, slots)
 
 
-def _tokens_of(features) -> mmdit_flops.Tokens:
+def tokens_of(features) -> mmdit_flops.Tokens:
+  """Token counts of one sample of `abstract_features`."""
   condition = features["condition"]
   return mmdit_flops.Tokens(
     target=features["latents_BNZ"].shape[1],
@@ -252,7 +253,7 @@ def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
     mesh,
   )  # fmt: skip
   features = largest_features(config, module, references, mesh)
-  tokens = _tokens_of(features)
+  tokens = tokens_of(features)
   work = mmdit_flops.step_flops(module.config, tokens, batch)
   facts = {
     "parameters": sum(x.size for x in jax.tree.leaves(train_state.params)),

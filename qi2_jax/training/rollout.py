@@ -87,10 +87,11 @@ def velocity(
     use_cache: see `sampler.prepare`.
   """
   variables = {"params": params}
-  other = negative if config.guided else None
+  if config.guided:
+    condition = _neighbours(condition, negative)
   with lora.beside_kernels():
     prepared = sampler.prepare(
-      module, variables, condition, other, use_cache=use_cache
+      module, variables, condition, use_cache=use_cache
     )
     predict = sampler.prepared_velocity(module, variables, prepared)
 
@@ -100,11 +101,28 @@ def velocity(
 
   def guided(x, sigma):
     with lora.beside_kernels():
-      c, u = jnp.split(predict(jnp.concatenate([x, x]), sigma), 2)
+      both = predict(jnp.repeat(x, 2, axis=0), sigma)
+    both = both.reshape(-1, 2, *x.shape[1:])
+    c, u = both[:, 0], both[:, 1]
     v = flow_grpo.rollout_velocity(config.hybrid, c, u, config.guidance)
     return v, u.astype(jnp.float32)
 
   return guided if config.guided else plain
+
+
+def _neighbours(a, b):
+  """Rows of both in turn, on the mesh.
+
+  One block after the other, as the sampler has them, would move rows between
+  devices, and the compiler does so by gathering all of them on each.
+  """
+
+  def one(x, y):
+    # References may have no elements.
+    rows = jnp.stack([x, y], axis=1).reshape(2 * len(x), *x.shape[1:])
+    return sharding.constrain(rows, "batch", *[None] * (x.ndim - 1))
+
+  return jax.tree.map(one, a, b)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,9 +244,10 @@ def program(
     if config.hybrid != "full":
       del own["negative"]
     if config.hybrid == "frozen_uncond":
+      first = lambda x: x.reshape(-1, config.group, *x.shape[1:])[:, 0, 0]  # noqa: E731
       own[PROBE] = {
-        "x_PNZ": walk.states[:: config.group, 0],
-        "sigma_P": walk.sigmas[:: config.group, 0], "condition": negative,
+        "x_PNZ": first(walk.states), "sigma_P": first(walk.sigmas),
+        "condition": negative,
       }  # fmt: skip
     return walk, own
 
