@@ -55,10 +55,11 @@ def _base(name, sides):
   # webp, without loss. An image that fits its bucket keeps its bytes.
   config.encoding = ConfigDict(dict(rgb="auto", rgba="png", quality=95))
   # Weights of the mix of captions that `python -m data_pipelines.captioner` has
-  # written, by kind ('original': as found), language and length; without kinds
-  # every record keeps its caption. See docs/captions.md.
+  # written ('original': as found). With all kinds at 0 every record keeps its
+  # caption. No languages or lengths: all weigh the same. See docs/captions.md.
+  kinds = ("original", "general", "text", "knowledge", "structured", "edit")
   config.captions = ConfigDict(
-    dict(kinds=ConfigDict(), languages=ConfigDict(), lengths=ConfigDict())
+    dict(kinds=dict.fromkeys(kinds, 0.0), languages={}, lengths={})
   )
   # Scores that must exist before `decide`, and what stands in for the model
   # of each; () if a model must have run.

@@ -160,13 +160,13 @@ def identity(out: pathlib.Path, stem: str, weights: Weights, seed: int) -> Any:
   Args:
     out: folder of the stage.
     stem: of the shard.
-    weights: of the mix; without kinds there is none.
+    weights: of the mix; without a kind of weight above 0 there is none.
     seed: of the draws.
 
   Raises:
     InputError: the shard has no captions.
   """
-  if not weights["kinds"]:
+  if not any(weights["kinds"].values()):
     return None
   marker = shards.read_marker(out / FOLDER, stem)
   if marker is None:
@@ -181,7 +181,7 @@ def load(
   out: pathlib.Path, stem: str, weights: Weights
 ) -> dict[str, list[dict[str, Any]]] | None:
   """The captions of a shard by record; None if none are mixed in."""
-  if not weights["kinds"]:
+  if not any(weights["kinds"].values()):
     return None
   found: dict[str, list[dict[str, Any]]] = {}
   path = out / FOLDER / f"{stem}.parquet"
