@@ -129,7 +129,7 @@ def _lora():
 
 def _tiny():
   config = common.make_tiny(_base())
-  config.num_steps = 450
+  config.num_steps = 700
   config.ema_decay = 0.95
   config.data.batch_size = 6 * 16
   config.data.buckets = ((64, 64),)
@@ -145,7 +145,7 @@ def _tiny():
   config.dmd.times.mean = config.dmd.fake_times.mean = 1.0
   config.dmd.held_out_prompts = SHAPES_HELD_OUT
   config.log_every = 25
-  config.save_every = config.preview_every = 225
+  config.save_every = config.preview_every = 175
   return config
 
 
