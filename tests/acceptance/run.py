@@ -71,6 +71,22 @@ CHECKS: dict[str, Check] = {
     "tests/training/kill_test.py"
   ),
   "8 devices equal one": tests_pass("tests/parallel"),
+  "VAE: tiny recipe, 26 dB and SSIM 0.90": tests_pass(
+    "tests/evaluation/vae_recipe_test.py"
+  ),
+  "VAE: a photograph and a page through train, score, report": tests_pass(
+    "tests/evaluation/vae_photo_test.py"
+  ),
+  "CLIP and SigLIP equal transformers to 1e-5": tests_pass(
+    "tests/interop/image_text_parity_test.py"
+  ),
+  "filters on 5,000 dirty files: precision and recall": tests_pass(
+    "tests/data_pipelines/dirty_corpus_test.py"
+  ),
+  "offline pipeline: killed, on other runners, retried": tests_pass(
+    "tests/data_pipelines/stage_test.py",
+    "tests/data_pipelines/stage_lineage_test.py",
+  ),
   "make test: seconds": at_most(
     720, lambda: checks.seconds_of(["make", "test"])
   ),
