@@ -185,7 +185,7 @@ def _language(wish: Wish, prose: str) -> str:
 def _detect(window: str) -> str | None:
   """The language of a window; the script decides where it can.
 
-  The detector takes a short line of Han for Japanese as often as not.
+  The detector takes a short line of Han for English now and then.
   """
   if re.search("[\u3041-\u30fa]", window):  # kana
     return "ja"

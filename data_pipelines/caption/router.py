@@ -45,7 +45,6 @@ _FLAT, _PLAIN_ENTROPY = 0.6, 6.0
 _SIDE = 768
 _MIN_GLYPH, _MAX_GLYPH = 5, 96  # height of a line, pixels
 _MIN_LINE_ASPECT, _MIN_FILL = 2.0, 0.45
-_MIN_EDGES = 0.12
 # Steps of grey at a stroke; fine texture has weaker ones of its own.
 _STEP_FLAT, _STEP_TEXTURED = 48, 110
 
@@ -176,14 +175,10 @@ def _lines(luma_HW: np.ndarray, step: int) -> float:
   count, _, boxes, _ = cv2.connectedComponentsWithStats(closed_HW)
   found = 0
   for i in range(1, count):
-    x, y, width, height, area = boxes[i]
+    _, _, width, height, area = boxes[i]
     if not _MIN_GLYPH <= height <= _MAX_GLYPH:
       continue
     if width < _MIN_LINE_ASPECT * height or area < _MIN_FILL * width * height:
       continue
-    window = np.s_[y : y + height, x : x + width]
-    # Strokes cross a line of text again and again; a bar has two ends.
-    crossings = np.abs(np.diff(edges_HW[window], axis=1)).mean()
-    if crossings >= _MIN_EDGES:
-      found += int(width * height)
+    found += int(width * height)
   return min(1.0, found / luma_HW.size)

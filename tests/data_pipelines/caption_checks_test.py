@@ -88,6 +88,7 @@ def test_short_texts_are_not_judged_by_a_language_that_cannot_be_told():
   short = Wish("edit", "en", "short")
   assert reason(short, "Make the cat red", references=1) == ""
   assert reason(short, "把猫变成红色的", references=1).startswith("wrong lang")
+  assert reason(Wish("edit", "zh", "short"), "添加一盏灯", references=1) == ""
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,8 @@ def test_frames_bars_and_flat_pictures_are_no_text():
   for i in range(6):
     draw.rectangle((20, 20 + 45 * i, 90 + 50 * i, 44 + 45 * i), "navy")
   draw.rectangle((5, 5, 394, 294), outline="black", width=2)
+  for i in range(10):  # rules as thick as small letters are high
+    draw.rectangle((250 + i, 12 + 11 * i, 385, 16 + 11 * i), "black")
   columns = router.measure(image)
   assert columns["text_share"] < 0.02
   assert router.by_columns(columns) == "illustration"
