@@ -40,6 +40,12 @@ def test_every_record_gets_the_kinds_that_suit_it(data, tmp_path, serve):
   }  # fmt: skip
   assert {row["language"] for row in rows} == {"en", "zh"}
   assert {row["length"] for row in rows} == {"short", "medium", ""}
+  drawn = collections.defaultdict(set)
+  for row in rows:
+    if row["length"]:
+      drawn[row["id"]].add((row["language"], row["length"]))
+  # Kinds of one record are drawn one by one.
+  assert max(map(len, drawn.values())) > 1
   for row in rows:
     wish = Wish(row["kind"], row["language"], row["length"], row["category"])
     references = 2 if row["kind"] == "edit" else 0
