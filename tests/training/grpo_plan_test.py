@@ -89,10 +89,9 @@ def test_planned_features_are_those_of_a_rollout(tmp_path, references):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 4])
-def test_programs_and_formulas_agree(rank):
+def test_programs_and_formulas_agree():
   """Compiled for CPUs; the window makes two loops of unknown length."""
-  config = small(**{"lora.rank": rank, "optimizer.accumulate": 2})
+  config = small(**{"optimizer.accumulate": 2})
   mesh = create_mesh(config.mesh.to_dict())
   for lower, loops in (
     (grpo_plan.lower_rollout, 2), (grpo_plan.lower_step, 0),
@@ -129,18 +128,3 @@ def test_bad_input_is_named():
     grpo_plan.lower_step(small(init=""), mesh)
   with pytest.raises(InputError, match="ranks by the time"):
     aot.search(small(), "v5e:2x4", jax.devices())
-
-
-@pytest.mark.slow
-def test_both_programs_compile_for_a_tpu():
-  pytest.importorskip("libtpu")
-  config = small()
-  devices = aot.topology_devices("v5e:2x4")
-  made = aot.plan(config, "v5e:2x4", devices)
-  assert made["fits"] and made["rollout"]["fits"]
-  assert len(made["rollout"]["unknown_loops"]) == 2
-  for one in (made, made["rollout"]):
-    ratio = one["flops_per_step"] / one["analytic_flops_per_step"]
-    assert ratio == pytest.approx(1, abs=0.1)
-    assert one["step_seconds_roofline"] > 0
-  assert "rollout: v5e:2x4" in aot.describe(made)
