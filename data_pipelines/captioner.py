@@ -20,12 +20,9 @@ materialised; see docs/captions.md.
 """
 
 import collections
-import fcntl
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pyarrow.parquet as pq
 from absl import app, flags
@@ -38,7 +35,7 @@ from data_pipelines.caption.kinds import (
   LENGTHS,
   parse_weights,
 )
-from data_pipelines.cli import clean_exit
+from data_pipelines.cli import clean_exit, exclusive
 from data_pipelines.engine import fingerprints, shards
 from data_pipelines.errors import InputError
 from data_pipelines.sources.datasets import is_stage
@@ -71,7 +68,7 @@ def caption(
   sources = inputs.find(path)
   counts: collections.Counter = collections.Counter()
   refused = []
-  with _lock(out):
+  with exclusive(out):
     _clean(out, {source.stem for source in sources})
     for source in sources:
       fingerprint = fingerprint_of(source, settings)
@@ -102,26 +99,6 @@ def fingerprint_of(source: inputs.Source, settings: record.Settings) -> str:
     settings.per_kind, settings.tries, settings.classify, settings.seed,
     settings.max_side, settings.limits.pixels,
   )  # fmt: skip
-
-
-@contextmanager
-def _lock(out: pathlib.Path) -> Iterator[None]:
-  """Two runs in one folder would remove each other's temporary files."""
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-    file = open(out / ".lock", "w")  # noqa: SIM115
-  except OSError as error:
-    raise InputError(
-      f"Cannot write to {out} ({error.strerror}); choose another --out."
-    ) from error
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise InputError(
-        f"Another run is writing to {out}; wait for it or end it."
-      ) from error
-    yield
 
 
 def _clean(out: pathlib.Path, stems: set[str]) -> None:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands of this package share: how they end."""
+"""What the commands of this package share: how they end, and their lock."""
 
 import contextlib
+import fcntl
+import pathlib
 import signal
 import sys
 from collections.abc import Iterator
@@ -25,3 +27,29 @@ def clean_exit() -> Iterator[None]:
   except KeyboardInterrupt:
     print("Interrupted; nothing was written.", file=sys.stderr)
     sys.exit(130)
+
+
+@contextlib.contextmanager
+def exclusive(out: pathlib.Path) -> Iterator[None]:
+  """Creates a folder and keeps other runs out of it meanwhile.
+
+  Two runs in one folder would remove each other's temporary files.
+
+  Raises:
+    InputError: it cannot be written, or another run writes to it.
+  """
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    file = open(out / ".lock", "w")  # noqa: SIM115
+  except OSError as error:
+    raise InputError(
+      f"Cannot write to {out} ({error.strerror}); choose another --out."
+    ) from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise InputError(
+        f"Another run is writing to {out}; wait for it or end it."
+      ) from error
+    yield

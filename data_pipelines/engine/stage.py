@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run of a stage: which shards of which verb have to be made, in order."""
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from data_pipelines.cli import exclusive
 from data_pipelines.engine import (
   beam,
   deciding,
@@ -75,7 +74,7 @@ def run(run: Run) -> dict[str, Any] | None:
   if unknown or not run.verbs:
     raise InputError(f"Verbs {unknown} are unknown; use some of {VERBS}.")
   result = None
-  with _lock(run.out):
+  with exclusive(run.out):
     try:
       if run.retry:
         _check_reason(run.out, run.retry)
@@ -89,26 +88,6 @@ def run(run: Run) -> dict[str, Any] | None:
         "command again."
       ) from error
   return result
-
-
-@contextlib.contextmanager
-def _lock(out: pathlib.Path) -> Iterator[None]:
-  """Two runs in one folder would remove each other's temporary files."""
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-    file = open(out / ".lock", "w")  # noqa: SIM115
-  except OSError as error:
-    raise InputError(
-      f"Cannot write to {out} ({error.strerror}); choose another --out."
-    ) from error
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise InputError(
-        f"Another run is writing to {out}; wait for it or end it."
-      ) from error
-    yield
 
 
 def _ingest(run: Run) -> None:
