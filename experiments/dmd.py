@@ -94,6 +94,9 @@ def _base():
       ratio=5,  # updates of the fake score per update of the student
       times=_times(),
       fake_times=_times(),
+      # The student's weight above 0 adds the GAN head of DMD2, which needs
+      # images; DMD2 has 5e-3 and 1e-2 for SDXL.
+      gan=ConfigDict(dict(weight=0.0, fake_weight=0.01)),
       # Empty: config.init. Weights [teacher][student step][t2i, edit].
       teachers=(),
       teacher_weights=(),

@@ -191,6 +191,16 @@ class MMDiT(nn.Module):
       sigma_B: noise levels in [0, 1].
       cond: text states, reference latents and token layout.
     """
+    return self.with_hidden(latents_BNZ, sigma_B, cond)[0]
+
+  def with_hidden(self, latents_BNZ, sigma_B, cond: Conditioning):
+    """`(velocity, last hidden states [B, N, D])` of the target.
+
+    Args:
+      latents_BNZ: see `__call__`.
+      sigma_B: likewise.
+      cond: likewise.
+    """
     layout = cond.layout
     zero = self.config.condition_time == "zero"
     prefix_rows, _ = self._rows(jnp.zeros_like(sigma_B) if zero else sigma_B)
@@ -206,7 +216,8 @@ class MMDiT(nn.Module):
       [self._embed_prefix(cond), self.img_in(latents_BNZ)], axis=1
     )
     x, _ = self.blocks(constrain(x, "batch", "tokens", None), None, tokens)
-    return self._head(x[:, layout.valid_BP.shape[1] :], temb)
+    x_BND = x[:, layout.valid_BP.shape[1] :]
+    return self._head(x_BND, temb), x_BND
 
 
 def _blocks(cond: Conditioning) -> jax.Array | None:

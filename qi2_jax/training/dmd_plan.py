@@ -39,10 +39,13 @@ def abstract_features(config, module: mmdit.MMDiT, references: int, mesh):
   frozen = {dmd_step.TEACHERS: [whole] * len(dmd_task.teacher_paths(config))}
   if config.lora.rank:
     frozen[dmd_step.BASE] = whole
-  return {
+  features = {
     "condition": rows["condition"], "negative": rows["condition"],
     "category_B": category, steps.FROZEN: frozen,
   }  # fmt: skip
+  if dmd_task.settings(config).gan:
+    features["target_BNZ"] = rows["latents_BNZ"]
+  return features
 
 
 def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
@@ -75,7 +78,7 @@ def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
   teachers = features[steps.FROZEN][dmd_step.TEACHERS]
   batch = config.data.batch_size // (config.dmd.ratio + 1)
   return program.lower(step, state, features, mesh, platforms), {
-    "parameters": count(state.fake),
+    "parameters": count(teachers[0]),
     "trained_parameters": count(state.params),
     "teachers": len(teachers),
     "references": references,

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train state of distillation: a student and the score of its samples."""
 
+from collections.abc import Callable
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+
+from qi2_jax.training import dmd_gan
 
 BINS = 5
 
@@ -20,7 +24,8 @@ class DmdState:
     opt_state: optax state of the student.
     fake: the fake score model as its fp32 difference from the first teacher,
       at which it starts. Gradients and Adam's updates of the difference are
-      those of the parameters, and a fresh state needs no weights.
+      those of the parameters, and a fresh state needs no weights. With a
+      GAN head `{SCORE, HEAD}` of `dmd_gan`.
     fake_opt_state: optax state of `fake`.
     gap_2T: running sums of squared velocity gaps and of their counts, by
       noise level; see `record_gap`.
@@ -36,12 +41,13 @@ class DmdState:
 
 
 # Beside the rules of the parameters.
-SHARDING_RULES = ((r"gap_2T", ()),)
+SHARDING_RULES = ((r"gap_2T", ()), *dmd_gan.SHARDING_RULES)
 
 
 def create(
   params, abstract_model, optimizer: optax.GradientTransformation,
   fake_optimizer: optax.GradientTransformation,
+  new_head: Callable[[], dict] | None = None,
 ) -> DmdState:  # fmt: skip
   """A fresh state.
 
@@ -50,10 +56,13 @@ def create(
     abstract_model: shapes of the fake score's parameters.
     optimizer: of the student.
     fake_optimizer: of the fake score.
+    new_head: makes a GAN head, where there is one.
   """
   fake = jax.tree.map(
     lambda a: jnp.zeros(a.shape, jnp.float32), abstract_model
   )  # fmt: skip
+  if new_head:
+    fake = {dmd_gan.SCORE: fake, dmd_gan.HEAD: new_head()}
   return DmdState(
     step=jnp.zeros((), jnp.int32),
     params=params,

@@ -25,16 +25,13 @@ import optax
 
 from qi2_jax.flow import backward_simulation, path, sampler
 from qi2_jax.objectives import dmd, flow_matching
-from qi2_jax.parallel import sharding
-from qi2_jax.training import dmd_state, steps
+from qi2_jax.training import dmd_gan, dmd_state, steps
+from qi2_jax.training.dmd_draws import draws, noisy, normal
 from qi2_jax.training.dmd_state import DmdState
 from qi2_jax.training.state import ema_update
 
 # Names of the frozen parameters in the features.
 TEACHERS, BASE = "teachers", "base"
-_DRAWS = (
-  "stop", "noise", "renoise", "times", "eps", "other_times", "other_eps",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +45,15 @@ class Networks:
     student: `(trained, frozen) -> params` of the student: itself, or a base
       with the trained factors beside its kernels.
     shape: `condition -> (B, N, Z)` of the samples.
+    hidden: like `apply`, with the last hidden states `[B, N, D]` behind the
+      velocity; for a GAN head.
   """
 
   apply: Callable
   rollout: Callable
   student: Callable
   shape: Callable
+  hidden: Callable | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +75,7 @@ class DmdConfig:
       is sampled, or `renoise`.
     ratio: updates of the fake score per update of the student.
     teacher_weights_MKC: see `objectives.dmd.teacher_weights`.
+    gan: of a run with a GAN head.
   """
 
   sigmas: tuple[float, ...]
@@ -87,6 +88,7 @@ class DmdConfig:
   sampler: str
   ratio: int
   teacher_weights_MKC: np.ndarray
+  gan: dmd_gan.GanConfig | None = None
 
 
 def add(base, difference):
@@ -94,21 +96,6 @@ def add(base, difference):
   return jax.tree.map(
     lambda b, d: b.astype(jnp.float32) + d, base, difference
   )  # fmt: skip
-
-
-def draws(key: jax.Array) -> dict[str, jax.Array]:
-  """One key for each random draw of an update."""
-  return dict(zip(_DRAWS, jax.random.split(key, len(_DRAWS))))
-
-
-def _normal(key, shape):
-  return sharding.constrain(jax.random.normal(key, shape), "batch", None, None)
-
-
-def _noisy(x0, t_B, key):
-  """`(x_t, eps)` of equation 5."""
-  eps = _normal(key, x0.shape)
-  return path.interpolate(x0, eps, t_B), eps
 
 
 def student_sample(
@@ -123,7 +110,7 @@ def student_sample(
     nets: see `Networks`.
     params: of the student.
     condition: of B prompts.
-    keys: see `draws`.
+    keys: see `dmd_draws.draws`.
 
   Returns:
     `(x0_BNZ, number of the step)`. One step serves the whole group, so that
@@ -134,7 +121,7 @@ def student_sample(
   sigmas = jnp.asarray([*config.sigmas, 0.0], jnp.float32)
   velocity = nets.rollout(jax.lax.stop_gradient(params), condition)
   x = backward_simulation.state_at(
-    velocity, _normal(keys["noise"], nets.shape(condition)), sigmas, stop,
+    velocity, normal(keys["noise"], nets.shape(condition)), sigmas, stop,
     keys["renoise"] if config.sampler == "renoise" else None,
   )  # fmt: skip
   sigma_B = jnp.broadcast_to(sigmas[stop], (x.shape[0],))
@@ -153,11 +140,11 @@ def fake_loss(
     params: of the fake score.
     x0: clean samples `[B, N, Z]`.
     condition: of their prompts.
-    keys: see `draws`.
+    keys: see `dmd_draws.draws`.
   """
   x0 = jax.lax.stop_gradient(x0)
   t_B = dmd.draw_times(keys["times"], x0.shape[0], config.fake_times)
-  x_t, eps = _noisy(x0, t_B, keys["eps"])
+  x_t, eps = noisy(x0, t_B, keys["eps"])
   v = nets.apply(params, x_t, t_B, condition)
   return flow_matching.velocity_mse(v, path.velocity(x0, eps)).mean()
 
@@ -212,14 +199,14 @@ def score_gradient(config: DmdConfig, scores: Scores, x0, stop, keys):
     scores: who compares.
     x0: clean samples `[B, N, Z]`.
     stop: the step of the student that made them.
-    keys: see `draws`.
+    keys: see `dmd_draws.draws`.
 
   Returns:
     `(gradient, t_B, mean squared difference of fake and real velocity [B])`.
   """
   batch = x0.shape[0]
   t_B = dmd.draw_times(keys["times"], batch, config.times)
-  x_t, _ = _noisy(x0, t_B, keys["eps"])
+  x_t, _ = noisy(x0, t_B, keys["eps"])
   fake = scores.velocity_fake(x_t, t_B)
   if not config.decoupled:
     c, u = scores.both_branches(x_t, t_B)
@@ -231,7 +218,7 @@ def score_gradient(config: DmdConfig, scores: Scores, x0, stop, keys):
   level = jnp.asarray(config.sigmas, jnp.float32)[stop]
   other_B = level * dmd.draw_times(keys["other_times"], batch, config.times)
   other_B = jnp.maximum(other_B, config.times.low)
-  x_other, _ = _noisy(x0, other_B, keys["other_eps"])
+  x_other, _ = noisy(x0, other_B, keys["other_eps"])
   c, u = scores.both_branches(x_other, other_B)
   g = dmd.decoupled_gradient(
     x0, (t_B, fake, real), (x_other, other_B, c, u), config.guidance,
@@ -241,7 +228,8 @@ def score_gradient(config: DmdConfig, scores: Scores, x0, stop, keys):
 
 
 def student_loss(
-  config: DmdConfig, nets: Networks, trained, fake, frozen, rows, keys
+  config: DmdConfig, nets: Networks, trained, fake, frozen, rows, keys,
+  head=None,
 ):  # fmt: skip
   """The student's loss on one group.
 
@@ -252,10 +240,11 @@ def student_loss(
     fake: parameters of the fake score.
     frozen: `{TEACHERS: [params], BASE: params, if any}`.
     rows: `condition`, `negative` and `category_B` of the group.
-    keys: see `draws`.
+    keys: see `dmd_draws.draws`.
+    head: parameters of the GAN head, if there is one.
 
   Returns:
-    `(mean loss, (t_B, mean squared velocity gap [B]))`.
+    `(mean loss, (t_B, mean squared velocity gap [B], metrics))`.
   """
   params = nets.student(trained, frozen)
   x0, stop = student_sample(config, nets, params, rows["condition"], keys)
@@ -266,7 +255,13 @@ def student_loss(
   g, t_B, gap_B = jax.lax.stop_gradient(
     score_gradient(config, scores, jax.lax.stop_gradient(x0), stop, keys)
   )
-  return dmd.generator_loss(x0, g).mean(), (t_B, gap_B)
+  loss, metrics = dmd.generator_loss(x0, g).mean(), {}
+  if head is not None:
+    term, metrics = dmd_gan.student_loss(
+      config, nets.hidden, fake, head, x0, rows["condition"], keys
+    )
+    loss += term
+  return loss, (t_B, gap_B, metrics)
 
 
 def _update(tx, grads, opt_state, params):
@@ -298,14 +293,19 @@ def train_fake(
     rows, keys = given[0], draws(given[1])
     x0, _ = student_sample(config, nets, student, rows["condition"], keys)
 
-    def loss_fn(difference):
+    def loss_fn(fake):
+      difference, head = dmd_gan.parts(config, fake)
       params = add(frozen[TEACHERS][0], difference)
-      return fake_loss(config, nets, params, x0, rows["condition"], keys)
+      if head is not None:
+        return dmd_gan.fake_loss(
+          config, nets.hidden, params, head, x0, rows, keys
+        )
+      return fake_loss(config, nets, params, x0, rows["condition"], keys), {}
 
-    loss, grads = jax.value_and_grad(loss_fn)(fake)
+    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(fake)
     carry = _update(tx, grads, opt_state, fake)
     norm = optax.global_norm(grads)
-    return carry, {"fake_loss": loss, "fake_grad_norm": norm}
+    return carry, {"fake_loss": loss, "fake_grad_norm": norm, **metrics}
 
   start = state.fake, state.fake_opt_state
   carry, metrics = jax.lax.scan(one, start, (parts, keys))
@@ -327,8 +327,9 @@ def make_step(
 
   Returns:
     `step(state, features, key) -> (state, metrics)` for features with
-    `condition`, `negative` (pytrees of B rows each), `category_B` and, under
-    `steps.FROZEN`, the frozen parameters (see `student_loss`).
+    `condition`, `negative` (pytrees of B rows each), `category_B`, with a GAN
+    head `target_BNZ` (latents of images) and, under `steps.FROZEN`, the frozen
+    parameters (see `student_loss`).
   """
 
   def step(state: DmdState, features, key):
@@ -345,14 +346,15 @@ def make_step(
     )
 
     def loss_fn(trained):
-      params = add(frozen[TEACHERS][0], fake)
+      difference, head = dmd_gan.parts(config, fake)
+      params = add(frozen[TEACHERS][0], difference)
       return student_loss(
-        config, nets, trained, params, frozen, last[0], draws(last[1])
+        config, nets, trained, params, frozen, last[0], draws(last[1]), head
       )
 
-    (loss, (t_B, gap_B)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params
-    )
+    (loss, (t_B, gap_B, more)), grads = jax.value_and_grad(
+      loss_fn, has_aux=True
+    )(state.params)
     params, opt_state = _update(tx, grads, state.opt_state, state.params)
     gap_2T, gaps = dmd_state.record_gap(state.gap_2T, t_B, gap_B)
     new = DmdState(
@@ -361,7 +363,7 @@ def make_step(
       opt_state=opt_state, fake=fake, fake_opt_state=fake_opt_state,
       gap_2T=gap_2T,
     )  # fmt: skip
-    return new, metrics | {
+    return new, metrics | more | {
       "loss": loss,
       "grad_norm": optax.global_norm(grads),
       "param_norm": optax.global_norm(params),

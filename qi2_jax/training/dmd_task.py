@@ -2,8 +2,8 @@
 """The task of distilling an MMDiT into a few-step student (see `dmd_step`).
 
 Only prompts are needed, and the references of edits: targets are not looked
-at. The student's own noise levels come from the config, so that training,
-previews, sampling and export agree on them.
+at but by a GAN head. The student's own noise levels come from the config, so
+that training, previews, sampling and export agree on them.
 """
 
 import functools
@@ -21,6 +21,7 @@ from qi2_jax.training import (
   adapter,
   best,
   cached,
+  dmd_gan,
   dmd_state,
   dmd_step,
   dmd_views,
@@ -76,6 +77,7 @@ def settings(config) -> dmd_step.DmdConfig:
       section.teacher_weights, len(teacher_paths(config)), len(sigmas),
       len(prompts.CATEGORIES),
     ),
+    gan=dmd_gan.from_config(section),
   )  # fmt: skip
 
 
@@ -137,6 +139,12 @@ def networks(
     with lora.beside_kernels():
       return module.apply({"params": params}, x_BNZ, sigma_B, condition)
 
+  def hidden(params, x_BNZ, sigma_B, condition):
+    with lora.beside_kernels():
+      return module.apply(
+        {"params": params}, x_BNZ, sigma_B, condition, method="with_hidden"
+      )
+
   def rollout(params, condition):
     with lora.beside_kernels():
       velocity = sampler.guided_velocity(
@@ -157,7 +165,7 @@ def networks(
     positions = condition.layout.target_positions_BN3
     return *positions.shape[:2], module.config.latent_channels
 
-  return dmd_step.Networks(apply, rollout, student, shape)
+  return dmd_step.Networks(apply, rollout, student, shape, hidden)
 
 
 def training(
@@ -181,10 +189,11 @@ def training(
   step = dmd_step.make_step(
     dmd_config, networks(module, lora_config), tx, fake_tx, config.ema_decay
   )
+  head = functools.partial(dmd_gan.new_head, module.config.width)
   start = functools.partial(
     dmd_state.create,
     abstract_model=model_folder.abstract_mmdit(module.config), optimizer=tx,
-    fake_optimizer=fake_tx,
+    fake_optimizer=fake_tx, new_head=head if dmd_config.gan else None,
   )  # fmt: skip
   return start, step
 
@@ -218,10 +227,14 @@ def dmd_task(config, workdir: str, mesh) -> Task:
     dmd_config.sigmas,
   )  # fmt: skip
   views = dmd_views.Views(config, models, parameters[dmd_step.TEACHERS][0])
+  transform = prompts.transform(models.conditioner)
   encode = prompts.encoder(models)
+  if dmd_config.gan:
+    transform = dmd_gan.transform(transform)
+    encode = dmd_gan.encoder(models, encode)
   return Task(
     adapter.trained(models.module, lora_config), start, rules(lora_config),
-    prompts.transform(models.conditioner),
+    transform,
     lambda _, batch: encode(batch) | {steps.FROZEN: parameters}, step,
     lambda ema, samples: views.preview(show(ema), samples),
     lambda ema, batches: None, lambda: cached.signature(models),
