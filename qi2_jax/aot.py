@@ -182,6 +182,11 @@ def plan(
   """
   chip = chips.chip_of(topology)
   mesh = mesh_lib.create_mesh(config.mesh.to_dict(), devices)
+  # First what may be wrong with the config, for anyone to see.
+  lowered = {
+    name: lower(config, mesh, references)
+    for name, lower in lower_fns(config).items()
+  }
   head = {
     "topology": topology,
     "chips": mesh.size,
@@ -189,10 +194,6 @@ def plan(
     "compiler": "production" if production else "exec_time effort -1",
     "versions": {n: _version(n) for n in ("jax", "libtpu")},
     "hbm_limit_gib": chip.hbm_gib,
-  }
-  lowered = {
-    name: lower(config, mesh, references)
-    for name, lower in lower_fns(config).items()
   }
   made = {
     name: head | _report(name, *one, chip, mesh, production)
