@@ -11,6 +11,7 @@ import pytest
 from pictures import folder
 from stages import all_records, config, run
 
+from data_pipelines import cli
 from data_pipelines.engine import shards, stage
 from data_pipelines.errors import InputError
 
@@ -109,7 +110,7 @@ def test_nothing_left_is_an_error_that_says_why(tmp_path):
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):
   where = folder(tmp_path / "in", 1)
-  with stage._lock(tmp_path / "out"):
+  with cli.exclusive(tmp_path / "out"):
     with pytest.raises(InputError, match="Another run is writing"):
       run(tmp_path / "out", where)
 
