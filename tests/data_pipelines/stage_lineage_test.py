@@ -12,7 +12,7 @@ from pictures import folder
 from stages import all_records, config, run
 
 from data_pipelines import cli
-from data_pipelines.engine import shards, stage
+from data_pipelines.engine import shards
 from data_pipelines.errors import InputError
 
 
