@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import interrupts
 import numpy as np
 import pytest
 from PIL import Image
@@ -174,11 +175,6 @@ def test_unusable_input_is_named(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
-def _attend_to_interrupts():
-  """A suite started in the background inherits an ignored SIGINT."""
-  signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_command_leaves_nothing(tmp_path, how):
   folder = tmp_path / "in"
@@ -188,7 +184,7 @@ def test_interrupted_command_leaves_nothing(tmp_path, how):
   command = [sys.executable, "-m", "data_pipelines.imagefolder"]
   command += [f"--input={folder}", f"--out={tmp_path / 'out'}"]
   with subprocess.Popen(
-    command, stderr=subprocess.PIPE, text=True, preexec_fn=_attend_to_interrupts
+    command, stderr=subprocess.PIPE, text=True, preexec_fn=interrupts.heard
   ) as process:
     for _ in range(1000):
       if list(tmp_path.glob("out.tmp-*")):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import interrupts
 import pytest
 from pictures import folder
 from stages import content, mixed_input
@@ -105,6 +106,7 @@ def test_ctrl_c_keeps_finished_shards_and_says_so(tmp_path):
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,
+    preexec_fn=interrupts.heard,
   )
   while process.poll() is None and not list(out.glob("measure/*.done.json")):
     time.sleep(0.002)
