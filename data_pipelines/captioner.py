@@ -38,6 +38,7 @@ from data_pipelines.caption.kinds import (
 from data_pipelines.cli import clean_exit, exclusive
 from data_pipelines.engine import fingerprints, shards
 from data_pipelines.errors import InputError
+from data_pipelines.reasons import matches, tally
 from data_pipelines.sources.datasets import is_stage
 from data_pipelines.sources.items import digest
 
@@ -69,7 +70,7 @@ def caption(
   counts: collections.Counter = collections.Counter()
   refused = []
   with exclusive(out):
-    _clean(out, {source.stem for source in sources})
+    shards.clean(out, {source.stem for source in sources})
     for source in sources:
       fingerprint = fingerprint_of(source, settings)
       done = shards.is_done(out, source.stem, fingerprint)
@@ -101,16 +102,9 @@ def fingerprint_of(source: inputs.Source, settings: record.Settings) -> str:
   )  # fmt: skip
 
 
-def _clean(out: pathlib.Path, stems: set[str]) -> None:
-  """Removes what killed processes left, and shards that are no more."""
-  for path in out.glob("part-*"):
-    if shards.TEMPORARY in path.name or path.name.split(".")[0] not in stems:
-      path.unlink(missing_ok=True)
-
-
 def _has_reason(out: pathlib.Path, stem: str, reason: str) -> bool:
   table = pq.read_table(out / f"{stem}.parquet", columns=["reason"])
-  return any(record.matches(r, reason) for r in table["reason"].to_pylist())
+  return any(matches(r, reason) for r in table["reason"].to_pylist())
 
 
 def reasons(out: pathlib.Path) -> collections.Counter:
@@ -118,7 +112,7 @@ def reasons(out: pathlib.Path) -> collections.Counter:
   found: collections.Counter = collections.Counter()
   for path in sorted(out.glob("part-*.parquet")):
     rows = pq.read_table(path, columns=["reason"])["reason"].to_pylist()
-    found.update(r.partition(" (")[0] for r in rows if r)
+    found.update(tally(filter(None, rows)))
   return found
 
 

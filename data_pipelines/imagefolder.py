@@ -23,17 +23,17 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from absl import app, flags
 
 from data_pipelines import images
+from data_pipelines import reasons as categories
 from data_pipelines.cli import clean_exit
 from data_pipelines.errors import InputError
 from data_pipelines.records import DatasetWriter, Record, read_manifest
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Records decoded ahead of the writer: bounds memory, keeps the input order.
 _CHUNK = 64
 
@@ -93,7 +93,7 @@ def find_items(folder: pathlib.Path) -> tuple[list[Item], list[Problem]]:
       _read_metadata(path, folder, items, problems, claimed)
   stems = set()
   for path in files:
-    if path.suffix.lower() not in _SUFFIXES:
+    if path.suffix.lower() not in images.SUFFIXES:
       continue
     stems.add(path.with_suffix(""))
     if path not in claimed:
@@ -103,6 +103,25 @@ def find_items(folder: pathlib.Path) -> tuple[list[Item], list[Problem]]:
       name = path.relative_to(folder).as_posix()
       problems.append(Problem(name, "caption without image", name))
   return _with_unique_ids(items), problems
+
+
+def named_files(
+  folder: pathlib.Path, target: str, references: Sequence[str] | str | None
+) -> list[pathlib.Path]:
+  """Files that a line of metadata names, the target first.
+
+  Args:
+    folder: that the names are relative to.
+    target: a name.
+    references: names, or a lone one.
+
+  Raises:
+    TypeError: something is no name.
+  """
+  # A string is iterable too.
+  lone = isinstance(references, str)
+  names = (target, *([references] if lone else references or ()))
+  return [pathlib.Path(os.path.normpath(folder / name)) for name in names]
 
 
 def _read_metadata(
@@ -119,12 +138,8 @@ def _read_metadata(
       continue
     try:
       fields = json.loads(line)
-      names = fields.get("references") or []
-      # A lone name is meant as a list of one; a string is iterable too.
-      names = [names] if isinstance(names, str) else names
-      target, *others = (
-        pathlib.Path(os.path.normpath(path.parent / name))
-        for name in (fields["file_name"], *names)
+      target, *others = named_files(
+        path.parent, fields["file_name"], fields.get("references")
       )
     except (
       ValueError, KeyError, TypeError, AttributeError,
@@ -315,9 +330,8 @@ def _write(
 
 def _tally(reasons: Iterable[str]) -> str:
   """'12 empty caption, 3 Unreadable image', most frequent first."""
-  # What follows in brackets is about one file.
-  counts = collections.Counter(reason.split(" (")[0] for reason in reasons)
-  texts = [f"{count} {reason}" for reason, count in counts.most_common()]
+  counts = categories.tally(reasons).most_common()
+  texts = [f"{count} {reason}" for reason, count in counts]
   return ", ".join(texts) or "no image and no caption found"
 
 

@@ -13,6 +13,8 @@ from PIL import Image, ImageOps
 
 from data_pipelines.errors import InputError
 
+# Of files that hold such bytes, in lower case.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # What Pillow raises for damaged bytes, by format: OSError (all), SyntaxError
 # (PNG chunks), ValueError (JPEG markers), struct-like EOFError, and its own
 # refusal of decompression bombs, which is not an OSError.

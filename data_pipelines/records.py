@@ -42,6 +42,7 @@ __all__ = [
   "encode_png",
   "load_manifest",
   "open_dataset",
+  "read_image_manifest",
   "read_index",
   "read_manifest",
 ]
@@ -217,6 +218,21 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
   return manifest
 
 
+def read_image_manifest(path: str | os.PathLike) -> dict[str, Any]:
+  """`read_manifest` of a dataset with images.
+
+  Raises:
+    InputError: see `read_manifest`; or the folder is a feature cache.
+  """
+  manifest = read_manifest(path)
+  if "features" in manifest:
+    raise InputError(
+      f"{path} is a feature cache and holds no images; give the dataset that "
+      "it was made of."
+    )
+  return manifest
+
+
 def load_manifest(path: str | os.PathLike) -> dict[str, Any]:
   """Reads the manifest of a dataset folder; opens no shard.
 
@@ -276,12 +292,7 @@ class Dataset:
   def __init__(self, path: str | os.PathLike):
     """See `open_dataset`."""
     self.path = pathlib.Path(path)
-    self.manifest = read_manifest(path)
-    if "features" in self.manifest:
-      raise InputError(
-        f"{path} is a feature cache and holds no images; give the dataset "
-        "that it was made of."
-      )
+    self.manifest = read_image_manifest(path)
     # ArrayRecordDataSource refuses files without records.
     shards = [s for s in self.manifest["shards"] if s["records"]]
     self._source = array_record_data_source.ArrayRecordDataSource(

@@ -22,7 +22,12 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from data_pipelines.errors import InputError as DataInputError
-from data_pipelines.images import EncodedImage, decode_image, from_bytes
+from data_pipelines.images import (
+  SUFFIXES,
+  EncodedImage,
+  decode_image,
+  from_bytes,
+)
 from data_pipelines.loader.buckets import Bucket, fit
 from data_pipelines.records import open_dataset
 from data_pipelines.shapes import colour, reader
@@ -35,7 +40,6 @@ from qi2_jax.models.lpips import LPIPSConfig
 from qi2_jax.models.vae import init_variables
 from qi2_jax.training import build
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 READERS = ("none", "shapes", "rapidocr", "tesseract")
 
 
@@ -84,12 +88,12 @@ def image_files(folder: str) -> list[pathlib.Path]:
   found = sorted(
     path
     for path in pathlib.Path(folder).rglob("*")
-    if path.suffix.lower() in _SUFFIXES and path.is_file()
+    if path.suffix.lower() in SUFFIXES and path.is_file()
   )
   if not found:
     raise InputError(
       f"{folder} holds neither a dataset nor images "
-      f"({', '.join(_SUFFIXES)}); pass another --data."
+      f"({', '.join(SUFFIXES)}); pass another --data."
     )
   return found
 

@@ -157,13 +157,6 @@ def _fingerprint_of(source: Source, about: dict) -> str:
   return hashlib.sha256(both.encode()).hexdigest()
 
 
-def _sweep(folder: pathlib.Path) -> None:
-  """Makes the folder and removes what killed processes left in it."""
-  folder.mkdir(parents=True, exist_ok=True)
-  for path in folder.glob("*.tmp-*"):
-    path.unlink(missing_ok=True)
-
-
 def score(values) -> pathlib.Path:
   """Scores what is not scored yet; returns the folder of the scores.
 
@@ -188,7 +181,8 @@ def score(values) -> pathlib.Path:
       "random": image_text.RANDOM in (values.model, values.head),
     },
   }
-  distributed.on_first(lambda: _sweep(folder))
+  folder.mkdir(parents=True, exist_ok=True)
+  distributed.on_first(lambda: shards.sweep(folder))
   own = [
     source
     for source in found[jax.process_index() :: jax.process_count()]

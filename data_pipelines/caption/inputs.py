@@ -6,11 +6,9 @@ import json
 import pathlib
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from data_pipelines.engine import deciding, ingest, shards
 from data_pipelines.errors import InputError
-from data_pipelines.records import read_manifest
+from data_pipelines.records import read_image_manifest
 from data_pipelines.sources.datasets import is_stage
 
 
@@ -44,12 +42,7 @@ def find(path: pathlib.Path) -> list[Source]:
 
 
 def _of_dataset(path: pathlib.Path) -> list[Source]:
-  manifest = read_manifest(path)
-  if "features" in manifest:
-    raise InputError(
-      f"{path} is a feature cache and holds no images; give the dataset that "
-      "it was made of."
-    )
+  manifest = read_image_manifest(path)
   return [
     Source(path / shard["path"], shards.name(i), None, shard["sha256"])
     for i, shard in enumerate(manifest["shards"])
@@ -66,13 +59,13 @@ def _of_stage(path: pathlib.Path) -> list[Source]:
       f"{path} holds no ingested input ({error}); run "
       "`python -m data_pipelines.run --verbs=ingest` on it first."
     ) from error
-  stems = [shards.name(i) for i in range(count)]
+  stems = shards.names(count)
   sums = [shards.sha256_of(folder, stem, ".array_record") for stem in stems]
   decided = shards.read_marker(path / deciding.FOLDER, deciding.STEM)
   if decided is not None:
     bits = deciding.kept_bits(path, count)
   else:
-    bits = [_inputs(folder / f"{stem}.parquet") for stem in stems]
+    bits = [_inputs(path, stem) for stem in stems]
   return [
     Source(
       folder / f"{stem}.array_record", stem,
@@ -82,8 +75,6 @@ def _of_stage(path: pathlib.Path) -> list[Source]:
   ]  # fmt: skip
 
 
-def _inputs(path: pathlib.Path) -> str:
-  rows = pq.read_table(
-    path, columns=["position", "status"], filters=[("position", ">=", 0)]
-  )
-  return "".join("1" if s == "ok" else "0" for s in rows["status"].to_pylist())
+def _inputs(path: pathlib.Path, stem: str) -> str:
+  found = ingest.record_rows(path, stem)["status"].to_pylist()
+  return "".join("1" if status == "ok" else "0" for status in found)

@@ -21,9 +21,10 @@ from data_pipelines import codec
 from data_pipelines.caption import record as records
 from data_pipelines.caption.endpoint import DeadError
 from data_pipelines.caption.prepare import Prepared, prepare
-from data_pipelines.caption.record import Ask, Settings, matches
+from data_pipelines.caption.record import Ask, Settings
 from data_pipelines.engine import pool, shards
 from data_pipelines.errors import InputError
+from data_pipelines.reasons import is_excessive, matches, tally
 from data_pipelines.sources.items import Unusable
 
 CODE = (
@@ -34,9 +35,6 @@ CODE = (
 # Records in work per request at a time: others go on behind a slow one.
 _AHEAD = 4
 _SECONDS = 10.0  # between two lines of progress
-
-# A rate of fewer rows says nothing; ours.
-_FEWEST = 20
 
 _Rows = list[dict[str, Any]]
 
@@ -99,10 +97,9 @@ def run(
 def _check_failed(
   where: pathlib.Path, failed: Sequence[str], total: int, limit: float
 ) -> None:
-  if total < _FEWEST or len(failed) <= limit * total:
+  if not is_excessive(len(failed), total, limit):
     return
-  counts = collections.Counter(r.partition(" (")[0] for r in failed)
-  reason, count = counts.most_common(1)[0]
+  reason, count = tally(failed).most_common(1)[0]
   raise TooManyFailedError(
     f"{len(failed)} of {total} captions of {where} failed, more than "
     f"--max_error_rate={limit:g} allows; most often ({count}): {reason}, for "

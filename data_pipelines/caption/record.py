@@ -18,6 +18,7 @@ from data_pipelines.caption.kinds import Wish
 from data_pipelines.caption.prepare import Prepared
 from data_pipelines.errors import InputError
 from data_pipelines.filters.text import estimate_tokens
+from data_pipelines.reasons import matches
 from data_pipelines.sources.items import Limits, printable
 
 SCHEMA = pa.schema({
@@ -80,11 +81,6 @@ def plain(captioner: Callable[[Sequence[bytes], str], str]) -> Ask:
 def is_failed(row: Mapping[str, Any]) -> bool:
   """Whether a caption was to be had and is not."""
   return not row["valid"] and not row["reason"].startswith(UNROUTED)
-
-
-def matches(found: str, reason: str) -> bool:
-  """Whether a reason is of the category asked for, or 'all' are."""
-  return bool(found) and reason in ("all", found.partition(" (")[0])
 
 
 def caption_record(

@@ -95,11 +95,7 @@ def _load_shard(
           "take one of the two scores out of config.score."
         )
       table = table.append_column(column, found[column])
-  rows = pq.read_table(
-    out / ingest.FOLDER / f"{stem}.parquet",
-    columns=["position", "status"],
-    filters=[("position", ">=", 0)],
-  )
+  rows = ingest.record_rows(out, stem)
   table = table.append_column(
     "shard", pa.array([index] * len(table), pa.int32())
   )
@@ -139,9 +135,5 @@ def kept_bits(out: pathlib.Path, count: int) -> list[str]:
 
 def _ids(out: pathlib.Path, index: int) -> Iterable[str]:
   """Ids of the records of a shard, '' for those that are no input."""
-  rows = pq.read_table(
-    out / ingest.FOLDER / f"{shards.name(index)}.parquet",
-    columns=["id", "position", "status"],
-    filters=[("position", ">=", 0)],
-  ).to_pylist()
+  rows = ingest.record_rows(out, shards.name(index)).to_pylist()
   return [row["id"] if row["status"] == "ok" else "" for row in rows]

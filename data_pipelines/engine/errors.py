@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """When so much of a shard is unusable that something else must be wrong."""
 
-import collections
 from collections.abc import Sequence
 
+from data_pipelines import reasons as categories
 from data_pipelines.errors import InputError
-
-# A rate of fewer items says nothing; ours.
-_FEWEST = 20
 
 
 def check_error_rate(
@@ -18,10 +15,9 @@ def check_error_rate(
   Raises:
     InputError: it is above `limit`; the sentence names the commonest reason.
   """
-  if total < _FEWEST or bad <= limit * total:
+  if not categories.is_excessive(bad, total, limit):
     return
-  counts = collections.Counter(r.partition(" (")[0] for r in reasons)
-  reason, count = counts.most_common(1)[0]
+  reason, count = categories.tally(reasons).most_common(1)[0]
   raise InputError(
     f"{bad} of {total} items of {where} are unusable, more than "
     f"config.max_error_rate={limit:g} allows; most often ({count}): {reason}; "

@@ -81,7 +81,7 @@ def of_score(
 
 def of_decide(config: StageConfig, out: pathlib.Path, count: int) -> str:
   """Fingerprint of the verdicts."""
-  stems = [shards.name(i) for i in range(count)]
+  stems = shards.names(count)
   folders = [out / ingest.FOLDER, out / measure.FOLDER]
   folders += [out / score.FOLDER / name for name in sorted(config.score)]
   return digest(

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines import codec
+from data_pipelines import codec, reasons
 from data_pipelines.engine import decoding, pool, shards
 from data_pipelines.engine.errors import check_error_rate
 from data_pipelines.errors import InputError
@@ -129,6 +129,22 @@ def _link(part: Part, shard: shards.Shard) -> list[dict[str, Any]]:
   return rows
 
 
+def record_rows(out: pathlib.Path, stem: str) -> pa.Table:
+  """Rows of what became a record, in the order of the file of records.
+
+  Args:
+    out: folder of the stage.
+    stem: of the shard.
+
+  Returns:
+    `id` and `status`; one that is not 'ok' is no input of this stage.
+  """
+  return pq.read_table(
+    out / FOLDER / f"{stem}.parquet", columns=["id", "position", "status"],
+    filters=[("position", ">=", 0)],
+  ).select(["id", "status"])  # fmt: skip
+
+
 def _row(
   id: str, where: str, position: int, status: str, reason: str = ""
 ) -> dict[str, Any]:
@@ -148,7 +164,9 @@ class Known:
     if shards.read_marker(folder, stem) is not None:
       rows = pq.read_table(folder / f"{stem}.parquet").to_pylist()
       self._rows = {
-        row["id"]: row for row in rows if not matches(row["reason"], reason)
+        row["id"]: row
+        for row in rows
+        if not reasons.matches(row["reason"], reason)
       }
       self._path = folder / f"{stem}.array_record"
 
@@ -162,11 +180,6 @@ class Known:
     if self._records is None:
       self._records = list(shards.read_records(self._path))
     return self._records[row["position"]]
-
-
-def matches(found: str, reason: str) -> bool:
-  """Whether a reason is of the category asked for, or 'all' are."""
-  return bool(found) and reason in ("all", found.partition(" (")[0])
 
 
 def _make(

@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from data_pipelines import reasons
 from data_pipelines.codec import SCHEMA_VERSION
 from data_pipelines.engine import (
   deciding,
@@ -110,7 +111,7 @@ def why(manifest: dict[str, Any]) -> str:
 
 def _describe(out, count, config, inputs, scores) -> dict[str, Any]:
   """The manifest; its sums are checked."""
-  stems = [shards.name(i) for i in range(count)]
+  stems = shards.names(count)
   read = [_counts(out / ingest.FOLDER, stem) for stem in stems]
   made = [_counts(out / materialise.FOLDER, stem) for stem in stems]
   verdicts = _counts(out / deciding.FOLDER, deciding.STEM)
@@ -124,9 +125,7 @@ def _describe(out, count, config, inputs, scores) -> dict[str, Any]:
       f"{total} in, but {kept} kept, {dropped} dropped, {quarantined} "
       "quarantined"
     )
-  reasons = collections.Counter(
-    row["reason"].partition(" (")[0] for row in _quarantined(out, count)
-  )
+  tally = reasons.tally(row["reason"] for row in _quarantined(out, count))
   manifest = {
     "what": STAGE_MANIFEST,
     "schema_version": SCHEMA_VERSION,
@@ -135,7 +134,7 @@ def _describe(out, count, config, inputs, scores) -> dict[str, Any]:
     "kept": kept,
     "dropped": dropped,
     "quarantined": quarantined,
-    "reasons": dict(sorted(reasons.items())),
+    "reasons": dict(sorted(tally.items())),
     "by_task": _sum(c["by_task"] for c in made),
     "by_kind": _sum(c["by_kind"] for c in made),
     **_by_caption(made),

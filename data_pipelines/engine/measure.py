@@ -9,14 +9,13 @@ Where an image cannot be decoded `error` says why and the metrics of pixels
 are null; the *broken* filter drops the record.
 """
 
-import dataclasses
 import pathlib
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines import codec
+from data_pipelines import codec, reasons
 from data_pipelines.engine import decoding, ingest, pool, shards
 from data_pipelines.engine.errors import check_error_rate
 from data_pipelines.filters import metrics
@@ -34,20 +33,11 @@ CODE = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """What the verb needs; see `ingest.Settings`."""
-
-  limits: Limits
-  max_error_rate: float
-  processes: int = 0
-
-
 def run(
   out: pathlib.Path,
   index: int,
   fingerprint: str,
-  settings: Settings,
+  settings: ingest.Settings,
   retry: str | None = None,
 ) -> None:
   """Writes one shard.
@@ -56,7 +46,7 @@ def run(
     out: folder of the stage.
     index: number of the shard.
     fingerprint: see `shards`.
-    settings: see there.
+    settings: as those of *ingest*.
     retry: an error. Only records that failed with it are measured again.
 
   Raises:
@@ -97,7 +87,7 @@ def _known(folder: pathlib.Path, stem: str, error: str) -> dict[int, dict]:
   return {
     i: row
     for i, row in enumerate(rows)
-    if not ingest.matches(row["error"] or "", error)
+    if not reasons.matches(row["error"] or "", error)
   }
 
 

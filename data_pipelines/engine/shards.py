@@ -18,7 +18,7 @@ import json
 import os
 import pathlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +36,11 @@ _OPTIONS = "group_size:1,uncompressed"
 def name(index: int) -> str:
   """Name of the files of a shard, without suffix."""
   return f"part-{index:05d}"
+
+
+def names(count: int) -> list[str]:
+  """Names of so many shards, in order."""
+  return [name(i) for i in range(count)]
 
 
 class Shard:
@@ -169,13 +174,22 @@ def sha256_of(folder: pathlib.Path, stem: str, suffix: str) -> str:
   return marker["files"][suffix]["sha256"]
 
 
-def clean(folder: pathlib.Path, count: int) -> None:
-  """Removes what killed processes left, and shards from `count` on."""
-  wanted = {name(i) for i in range(count)}
-  for path in folder.glob("*") if folder.is_dir() else ():
-    stem = path.name.partition(".")[0]
-    surplus = stem.startswith("part-") and stem not in wanted
-    if TEMPORARY in path.name or surplus:
+def sweep(folder: pathlib.Path) -> None:
+  """Removes what killed processes left; the folder may be absent."""
+  for path in folder.glob(f"*{TEMPORARY}*"):
+    path.unlink(missing_ok=True)
+
+
+def clean(folder: pathlib.Path, stems: Collection[str]) -> None:
+  """Removes what killed processes left, and shards that are no more.
+
+  Args:
+    folder: of a verb; may be absent.
+    stems: of the shards that there are.
+  """
+  sweep(folder)
+  for path in folder.glob("part-*"):
+    if path.name.partition(".")[0] not in stems:
       path.unlink(missing_ok=True)
 
 

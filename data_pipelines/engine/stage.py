@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from data_pipelines import reasons
 from data_pipelines.cli import exclusive
 from data_pipelines.engine import (
   beam,
@@ -96,7 +97,7 @@ def _ingest(run: Run) -> None:
     return
   parts = plan(run.inputs, run.config.shard_records)
   folder = run.out / ingest.FOLDER
-  shards.clean(folder, len(parts))
+  shards.clean(folder, shards.names(len(parts)))
   folder.mkdir(exist_ok=True)
   origins = [
     part.entries[0] if part.kind == "records" and part.entries else {}
@@ -185,7 +186,7 @@ def _do_shards(
   """
   folder = run.out / verb / score_name
   count = _shard_count(run.out)
-  shards.clean(folder, count)
+  shards.clean(folder, shards.names(count))
   wanted = {i: prepare(i) for i in range(count)}
   again: set[int] = set()
   if run.retry and verb != score.FOLDER:
@@ -228,7 +229,7 @@ def _with_reason(folder: pathlib.Path, count: int, reason: str) -> list[int]:
     i
     for i in range(count)
     if any(
-      ingest.matches(found, reason)
+      reasons.matches(found, reason)
       for found in _reasons(folder, shards.name(i))
     )
   ]
@@ -246,7 +247,7 @@ def _reasons(folder: pathlib.Path, stem: str) -> set[str]:
 def _check_reason(out: pathlib.Path, reason: str) -> None:
   """Raises InputError unless something was left out for the reason."""
   known = {
-    found.partition(" (")[0]
+    reasons.category(found)
     for verb in (ingest.FOLDER, measure.FOLDER, materialise.FOLDER)
     for path in (out / verb).glob("part-*.parquet")
     for found in _reasons(out / verb, path.stem)
@@ -281,7 +282,7 @@ def _log(
 def _decide(run: Run) -> None:
   count = _shard_count(run.out)
   folder = run.out / deciding.FOLDER
-  shards.clean(folder, count)
+  shards.clean(folder, shards.names(count))
   fingerprint = fingerprints.of_decide(run.config, run.out, count)
   if shards.is_done(folder, deciding.STEM, fingerprint):
     print("decide: nothing to do", flush=True)
@@ -304,7 +305,7 @@ def _materialise(run: Run) -> dict[str, Any]:
     )
 
   _do_shards(run, materialise.FOLDER, prepare, kept=kept)
-  stems = [shards.name(i) for i in range(count)]
+  stems = shards.names(count)
   scores = {
     name: score.describe(run.out / score.FOLDER / name, stems, **options)
     for name, options in run.config.score.items()

@@ -71,20 +71,19 @@ def perform(element: dict[str, Any]) -> None:
 
 
 def _ingest(task: Task, out: pathlib.Path) -> None:
-  config = parse(task.config)
-  settings = ingest.Settings(
-    config.limits, config.max_error_rate, task.processes
-  )
   part = _read_part(out, task.index)
-  ingest.run(out, task.index, task.fingerprint, part, settings, task.retry)
+  ingest.run(
+    out, task.index, task.fingerprint, part, _settings(task), task.retry
+  )
+
+
+def _settings(task: Task) -> ingest.Settings:
+  config = parse(task.config)
+  return ingest.Settings(config.limits, config.max_error_rate, task.processes)
 
 
 def _measure(task: Task, out: pathlib.Path) -> None:
-  config = parse(task.config)
-  settings = measure.Settings(
-    config.limits, config.max_error_rate, task.processes
-  )
-  measure.run(out, task.index, task.fingerprint, settings, task.retry)
+  measure.run(out, task.index, task.fingerprint, _settings(task), task.retry)
 
 
 def _score(task: Task, out: pathlib.Path) -> None:

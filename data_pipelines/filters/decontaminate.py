@@ -32,7 +32,6 @@ OPTIONS = {
 }  # fmt: skip
 OPTIONAL = {"prompts", "images"}
 _PROMPT_KEYS = ("prompt", "text", "caption", "instruction")
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # Rows compared with all evaluation images at a time.
 _BLOCK = 1024
 _WORD = re.compile(rf"[{text.UNSPACED}]|[^\W_{text.UNSPACED}]+")
@@ -256,7 +255,7 @@ def _read_images(folder: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
     )
   found = []
   for path in sorted(folder.rglob("*")):
-    if path.suffix.lower() in _SUFFIXES and path.is_file():
+    if path.suffix.lower() in images.SUFFIXES and path.is_file():
       try:
         image = images.decode_image(images.from_bytes(path.read_bytes()))
       except InputError as error:

@@ -50,12 +50,10 @@ def quality_metrics(luma: Image.Image) -> dict[str, Any]:
   luma_HW = np.asarray(luma)
   histogram = np.bincount(luma_HW.ravel(), minlength=256) / luma_HW.size
   steps_HW = _steps(luma_HW)
-  # 16 bits hold the Laplacian of bytes exactly.
-  edges_HW = cv2.Laplacian(luma_HW, cv2.CV_16S)
   return {
     "entropy": luma.entropy(),
     "contrast": float(cv2.meanStdDev(luma_HW)[1].item()),
-    "sharpness": float(cv2.meanStdDev(edges_HW)[1].item() ** 2),
+    "sharpness": sharpness(luma_HW),
     "blockiness": blockiness(luma_HW),
     "black_share": float(histogram[:_BLACK].sum()),
     "white_share": float(histogram[_WHITE + 1 :].sum()),
@@ -63,6 +61,13 @@ def quality_metrics(luma: Image.Image) -> dict[str, Any]:
     "flat_share": 1 - float((steps_HW > _FLAT_STEP).sum()) / luma_HW.size,
     "upright": upright(luma_HW),
   }
+
+
+def sharpness(luma_HW: np.ndarray) -> float:
+  """Variance of the Laplacian of a grey image, uint8."""
+  # 16 bits hold the Laplacian of bytes exactly.
+  edges_HW = cv2.Laplacian(luma_HW, cv2.CV_16S)
+  return float(cv2.meanStdDev(edges_HW)[1].item() ** 2)
 
 
 def blockiness(luma_HW: np.ndarray) -> float:

@@ -17,7 +17,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 from PIL import Image
@@ -145,7 +144,7 @@ def colourfulness(target: Image.Image) -> float:
 def pleasantness(target: Image.Image) -> float:
   """1 to 10 from colourfulness, contrast and sharpness; weights are ours."""
   luma = np.asarray(_small(target).convert("L"))
-  sharpness = float(cv2.Laplacian(luma, cv2.CV_16S).var())
+  sharpness = pixels.sharpness(luma)
   colour = colourfulness(target)
   terms = (
     colour / (colour + 30),
@@ -158,7 +157,7 @@ def pleasantness(target: Image.Image) -> float:
 def fidelity(target: Image.Image) -> float:
   """0 to 1 from sharpness and blocks of compression; weights are ours."""
   luma = np.asarray(pixels.on_white(target).convert("L"))
-  sharpness = float(cv2.Laplacian(luma, cv2.CV_16S).var())
+  sharpness = pixels.sharpness(luma)
   sharp = min(1.0, math.log1p(sharpness) / math.log1p(1000))
   return sharp / max(1.0, pixels.blockiness(luma))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from data_pipelines import reasons
 from data_pipelines.filters import rules
 from data_pipelines.report import charts, costs, sheets
 from data_pipelines.report.results import Results
@@ -215,7 +216,7 @@ def reasons_table(found: Sequence[tuple[str, str]]) -> str:
   """
   groups: dict[str, list[tuple[str, str]]] = {}
   for reason, where in found:
-    groups.setdefault(reason.partition(" (")[0], []).append((reason, where))
+    groups.setdefault(reasons.category(reason), []).append((reason, where))
   rows = [
     [
       html.escape(kind),

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from data_pipelines.errors import InputError
-from data_pipelines.records import read_manifest
+from data_pipelines.records import read_image_manifest
 from data_pipelines.sources.items import Part, digest
 
 STAGE_MANIFEST = "qi2_jax stage"
@@ -26,12 +26,7 @@ def plan_dataset(path: pathlib.Path, prefix: str, size: int) -> list[Part]:
   Raises:
     InputError: the dataset is damaged or a feature cache.
   """
-  manifest = read_manifest(path)
-  if "features" in manifest:
-    raise InputError(
-      f"{path} is a feature cache and holds no images; give the dataset that "
-      "it was made of."
-    )
+  manifest = read_image_manifest(path)
   return [
     Part(
       "records", os.fspath(path / shard["path"]), prefix, 0, shard["records"],

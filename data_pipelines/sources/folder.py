@@ -6,9 +6,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from data_pipelines import imagefolder
+from data_pipelines import imagefolder, images
 from data_pipelines.sources.items import (
-  IMAGE_SUFFIXES,
   Entry,
   Item,
   Limits,
@@ -78,7 +77,7 @@ def _with_broken_links(
     for name in files:
       file = pathlib.Path(root, name)
       hidden = name.startswith(".")
-      if hidden or file.suffix.lower() not in IMAGE_SUFFIXES:
+      if hidden or file.suffix.lower() not in images.SUFFIXES:
         continue
       if file.is_symlink() and not file.exists():
         broken.append(file.relative_to(folder))

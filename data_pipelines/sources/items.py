@@ -15,7 +15,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CAPTION_FIELDS = ("text", "caption", "prompt", "instruction", "TEXT")
 # Copied from an input's own metadata to the provenance of a record.
 KEPT_FIELDS = ("url", "license", "source", "key", "language")
@@ -146,6 +145,15 @@ def check_bytes(size: int, limits: Limits) -> None:
     raise Unusable(
       f"image over {limits.image_bytes} bytes ({size}; limits.image_bytes)"
     )
+
+
+def lost(id: str, where: str, reason: str) -> Entry:
+  """The entry of what damage has taken; reading it says so."""
+
+  def load() -> Item:
+    raise Unusable(printable(reason))
+
+  return Entry(id, where, load)
 
 
 def caption_of(fields: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from data_pipelines.imagefolder import named_files
 from data_pipelines.sources.items import (
   Entry,
   Item,
@@ -59,12 +60,7 @@ def _load(path: pathlib.Path, line: bytes, where: str, limits: Limits) -> Item:
   try:
     fields = json.loads(line)
     name = fields.get("file_name") or fields["image"]
-    names = fields.get("references") or []
-    names = [names] if isinstance(names, str) else names
-    target, *others = (
-      pathlib.Path(os.path.normpath(path.parent / name))
-      for name in (name, *names)
-    )
+    target, *others = named_files(path.parent, name, fields.get("references"))
   # Deeply nested brackets end in a RecursionError.
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
     raise Unusable(f"line without a usable file_name ({e})") from e

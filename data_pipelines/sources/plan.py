@@ -10,8 +10,9 @@ import pathlib
 from collections.abc import Sequence
 
 from data_pipelines.errors import InputError
+from data_pipelines.images import SUFFIXES
 from data_pipelines.sources import datasets, folder, jsonl, tables, tars, tfds
-from data_pipelines.sources.items import IMAGE_SUFFIXES, Part, digest, printable
+from data_pipelines.sources.items import Part, digest, printable
 
 _PLANNERS = {
   "folder": folder.plan,
@@ -123,13 +124,13 @@ def _archives(path: pathlib.Path) -> list[pathlib.Path]:
   lists = sorted(f for f in files if f.suffix.lower() == ".parquet")
   # img2dataset writes a table of metadata beside its tars or images.
   found += [file for file in lists if tables.has_images(file)]
-  images = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
-  if found and images:
+  pictures = [f for f in files if f.suffix.lower() in SUFFIXES]
+  if found and pictures:
     raise InputError(
       f"Input {path} holds both {found[0].name} and images like "
-      f"{images[0].name}; give them as separate inputs."
+      f"{pictures[0].name}; give them as separate inputs."
     )
-  return found or ([] if images else lists)
+  return found or ([] if pictures else lists)
 
 
 def describe(inputs: Sequence[str]) -> list[dict[str, str]]:

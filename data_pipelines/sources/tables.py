@@ -29,6 +29,7 @@ from data_pipelines.sources.items import (
   check_bytes,
   digest,
   kept_fields,
+  lost,
   printable,
   state,
 )
@@ -104,15 +105,11 @@ def read(part: Part, limits: Limits) -> Iterator[Entry]:
           yield Entry(f"{part.prefix}:{number}", where, load)
         first += len(batch)
   except (OSError, pa.ArrowException) as error:
-    text = printable(str(error).splitlines()[0])
-    reason = f"damaged Parquet file ({text}; the rest of it is lost)"
-    yield Entry(
-      f"{part.prefix}:{part.start}#rest", name, functools.partial(_fail, reason)
-    )
-
-
-def _fail(reason: str) -> Item:
-  raise Unusable(reason)
+    text = str(error).splitlines()[0]
+    yield lost(
+      f"{part.prefix}:{part.start}#rest", name,
+      f"damaged Parquet file ({text}; the rest of it is lost)",
+    )  # fmt: skip
 
 
 def load_row(

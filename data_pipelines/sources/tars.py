@@ -21,8 +21,8 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
+from data_pipelines import images
 from data_pipelines.sources.items import (
-  IMAGE_SUFFIXES,
   Entry,
   Item,
   Limits,
@@ -32,6 +32,7 @@ from data_pipelines.sources.items import (
   check_bytes,
   digest,
   kept_fields,
+  lost,
   printable,
   state,
 )
@@ -70,13 +71,7 @@ def read(part: Part, limits: Limits) -> Iterator[Entry]:
   if error is not None:
     after = f"after {last}" if last else "from the start"
     reason = f"damaged tar ({error}; everything {after} is lost)"
-    yield Entry(
-      f"{part.prefix}#rest", name, functools.partial(_fail, printable(reason))
-    )
-
-
-def _fail(reason: str) -> Item:
-  raise Unusable(reason)
+    yield lost(f"{part.prefix}#rest", name, reason)
 
 
 def _members(
@@ -136,7 +131,7 @@ def _load(group: dict[str, bytes | Unusable], where: str) -> Item:
   targets, references = [], []
   for extension in sorted(group):
     word, _, suffix = extension.rpartition(".")
-    if f".{suffix}" in IMAGE_SUFFIXES:
+    if f".{suffix}" in images.SUFFIXES:
       wanted = targets if word in ("", "target") else references
       wanted.append(_bytes(group, extension))
   if len(targets) != 1:

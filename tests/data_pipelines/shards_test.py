@@ -107,12 +107,12 @@ def test_leftovers_and_surplus_are_removed(tmp_path):
     "plan.json",
   ):  # fmt: skip
     (tmp_path / name).write_text("")
-  shards.clean(tmp_path, 1)
+  shards.clean(tmp_path, shards.names(1))
   assert _names(tmp_path) == [
     "part-00000.array_record", "part-00000.done.json", "part-00000.parquet",
     "plan.json",
   ]  # fmt: skip
-  shards.clean(tmp_path / "absent", 1)
+  shards.clean(tmp_path / "absent", shards.names(1))
 
 
 def test_damaged_records_are_named(tmp_path):
