@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """CLIP from local transformers folders (`CLIPModel`)."""
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 
 from qi2_jax.errors import InputError
 from qi2_jax.interop import vit
 from qi2_jax.interop.mapping import linear, vector
-from qi2_jax.interop.published import integers, read_json
+from qi2_jax.interop.published import integers
 from qi2_jax.interop.vit import norm
-from qi2_jax.models import clip as model_lib
-from qi2_jax.models.clip import CLIP, CLIPConfig
+from qi2_jax.models.clip import CLIPConfig
 
 KIND = "clip"
 # What transformers' classes have where a file is silent.
@@ -75,32 +72,3 @@ table = vit.shared_table(
   | norm("vision/norm_out", "vision_model.post_layernorm")
   | norm("text/norm_out", "text_model.final_layer_norm")
 )
-
-
-def load(
-  path: str, *, dtype=jnp.float32, param_dtype=None,
-  shardings: Callable | None = None,
-) -> tuple[CLIP, dict]:  # fmt: skip
-  """Reads both towers.
-
-  Args:
-    path: local folder with config.json and model.safetensors.
-    dtype: compute dtype.
-    param_dtype: dtype of the parameters; None keeps the file's.
-    shardings: `abstract params -> shardings`, or None for one device.
-
-  Raises:
-    InputError: files are missing, damaged or of another kind of model.
-  """
-  published = read_json(os.path.join(path, "config.json"))
-  model = CLIP(config(published, dtype=dtype))
-  params = vit.read(
-    path, abstract_params(model), table, param_dtype=param_dtype,
-    shardings=shardings,
-  )  # fmt: skip
-  return model, params
-
-
-def abstract_params(model: CLIP):
-  """Shapes of the parameters."""
-  return jax.eval_shape(lambda: model_lib.init_params(model, jax.random.key(0)))

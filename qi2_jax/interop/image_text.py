@@ -19,16 +19,20 @@ from absl import logging
 
 from qi2_jax.conditioning import tokenizer as built_in
 from qi2_jax.errors import InputError
-from qi2_jax.interop import clip, image_processor, siglip, text_tokens
+from qi2_jax.interop import clip, image_processor, siglip, text_tokens, vit
 from qi2_jax.interop.image_processor import ImageProcessor
 from qi2_jax.interop.published import read_json
 from qi2_jax.interop.text_tokens import TextTokens
 from qi2_jax.models import clip as clip_model
 from qi2_jax.models import siglip as siglip_model
+from qi2_jax.models.vit import init_params
 
 # In place of a folder: the tiny model of `random_model`.
 RANDOM = "random"
-_KINDS = {clip.KIND: (clip, clip_model), siglip.KIND: (siglip, siglip_model)}
+_KINDS = {
+  clip.KIND: (clip, clip_model.CLIP, clip_model.SHARDING_RULES),
+  siglip.KIND: (siglip, siglip_model.SigLIP, siglip_model.SHARDING_RULES),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,7 +59,7 @@ class ImageText:
 
 def sharding_rules(kind: str):
   """The parameter rules of a kind."""
-  return _KINDS[kind][1].SHARDING_RULES
+  return _KINDS[kind][2]
 
 
 def kind_of(path: str) -> str:
@@ -96,7 +100,8 @@ def load(
   kind = kind_of(path)
   # The small files first: they fail before gigabytes are read.
   published = read_json(os.path.join(path, "config.json"))
-  config = _KINDS[kind][0].config(published)
+  names, network, _ = _KINDS[kind]
+  config = names.config(published, dtype=dtype)
   processor = image_processor.load(path, kind)
   tokens = text_tokens.load(path, kind, config.length)
   _check_tokens(path, tokens, config)
@@ -106,9 +111,11 @@ def load(
       f"the image processor of {path} makes images of {found}, the model "
       f"takes {config.image_size} px; download the folder again."
     )
-  model, params = _KINDS[kind][0].load(
-    path, dtype=dtype, param_dtype=param_dtype, shardings=shardings
-  )
+  model = network(config)
+  params = vit.read(
+    path, vit.abstract_params(model), names.table, param_dtype=param_dtype,
+    shardings=shardings,
+  )  # fmt: skip
   return ImageText(model, params, processor, tokens)
 
 
@@ -139,9 +146,9 @@ def random_model(
   )
   config = siglip_model.PRESETS["tiny"]
   model = siglip_model.SigLIP(config)
-  init = lambda k: siglip_model.init_params(model, k)  # noqa: E731
-  places = shardings(siglip.abstract_params(model)) if shardings else None
-  params = jax.jit(init, out_shardings=places)(key)
+  places = shardings(vit.abstract_params(model)) if shardings else None
+  init = jax.jit(init_params, static_argnums=0, out_shardings=places)
+  params = init(model, key)
   side = config.image_size
   half = (0.5, 0.5, 0.5)
   tokens = text_tokens.fixed_length(

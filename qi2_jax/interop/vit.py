@@ -15,7 +15,7 @@ from qi2_jax.errors import InputError
 from qi2_jax.interop import mapping, safetensors_io
 from qi2_jax.interop.mapping import Entry, convolution, linear, vector
 from qi2_jax.interop.published import check_value, integers
-from qi2_jax.models.vit import StackConfig
+from qi2_jax.models.vit import StackConfig, init_params
 
 _STEM = "model"
 # Older files also hold the numbers of the positions.
@@ -130,6 +130,11 @@ def norm(ours: str, theirs: str) -> dict[str, Entry]:
     f"{ours}/scale": vector(f"{theirs}.weight"),
     f"{ours}/bias": vector(f"{theirs}.bias"),
   }
+
+
+def abstract_params(model):
+  """Shapes of the parameters of CLIP or SigLIP."""
+  return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def read(

@@ -148,13 +148,6 @@ class CLIP(nn.Module):
     return self.scaled(vit.cosines(image, text))
 
 
-def init_params(model: CLIP, key: jax.Array) -> dict:
-  """Fresh parameters."""
-  side = model.config.image_size
-  image, ids = jnp.zeros((1, side, side, 3)), jnp.zeros((1, 1), jnp.int32)
-  return model.init(key, image, ids)["params"]
-
-
 SHARDING_RULES = (
   *vit.SHARDING_RULES,
   (r"(.*/)?(image|text)_projection/kernel", ("fsdp",)),

@@ -180,13 +180,6 @@ class SigLIP(nn.Module):
     return self.scaled(vit.cosines(image, text))
 
 
-def init_params(model: SigLIP, key: jax.Array) -> dict:
-  """Fresh parameters."""
-  side, length = model.config.image_size, model.config.length
-  image, ids = jnp.zeros((1, side, side, 3)), jnp.zeros((1, length), jnp.int32)
-  return model.init(key, image, ids)["params"]
-
-
 SHARDING_RULES = (
   *vit.SHARDING_RULES,
   (r"(.*/)?pool/qkv", ("fsdp", None, "tensor", None)),

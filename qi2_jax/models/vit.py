@@ -210,6 +210,18 @@ def cosines(image_BP: jax.Array, text_CP: jax.Array) -> jax.Array:
   return jnp.matmul(image_BP, text_CP.T, precision="highest")
 
 
+def init_params(model: nn.Module, key: jax.Array) -> dict:
+  """Fresh parameters of CLIP or SigLIP.
+
+  Args:
+    model: of a config with `image_size` and `length`.
+    key: random key.
+  """
+  side, length = model.config.image_size, model.config.length
+  image, ids = jnp.zeros((1, side, side, 3)), jnp.zeros((1, length), jnp.int32)
+  return model.init(key, image, ids)["params"]
+
+
 # Of all that is here: heads and MLP width over tensor, the other large
 # dimension over fsdp.
 SHARDING_RULES = (

@@ -106,7 +106,7 @@ def test_patches_are_the_last_states(case, made):
 def test_every_tensor_comes_back_to_the_bit(case, module, made):
   path = made[case][-1]
   tensors = safetensors.numpy.load_file(path / "model.safetensors")
-  _, params = module.load(str(path))
+  params = image_text.load(str(path)).params
   exported = mapping.export_tree(params, module.table)
   assert exported.keys() == tensors.keys()
   for name, tensor in exported.items():
@@ -180,7 +180,7 @@ def test_presets_are_the_public_models(name):
   )
   with torch.device("meta"):
     theirs = torch_class(published(name)).state_dict()
-  mine = module.abstract_params(flax_class(config))
+  mine = vit.abstract_params(flax_class(config))
   assert sum(x.size for x in jax.tree.leaves(mine)) == size
   assert sum(v.numel() for v in theirs.values()) == size
   mapping.check_tensors(

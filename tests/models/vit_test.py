@@ -53,7 +53,7 @@ def made(model, init):
 
 def test_what_follows_the_end_of_a_clip_text_is_not_seen():
   model = clip.CLIP(SMALL)
-  params = made(model, clip.init_params)
+  params = made(model, vit.init_params)
   ids = jnp.asarray([[1, 2, 49, 49, 49, 49], [1, 2, 49, 7, 8, 9],
                      [1, 3, 49, 7, 8, 9]])  # fmt: skip
   out = jax.jit(
@@ -66,7 +66,7 @@ def test_what_follows_the_end_of_a_clip_text_is_not_seen():
 
 def test_bf16_stays_close():
   model = siglip.SigLIP(TINY)
-  params = made(model, siglip.init_params)
+  params = made(model, vit.init_params)
   image = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
   stack = vit.StackConfig(**vars(TINY.vision) | {"dtype": jnp.bfloat16})
   half = siglip.SigLIP(siglip.SigLIPConfig(**vars(TINY) | {"vision": stack}))
