@@ -42,22 +42,14 @@ def rules(check: Check, edit_scores: EditScores) -> Score:
     A reward that fails (NaN) for prompts without rules.
   """
 
-  def one(image: Image, prompt: Prompt, references) -> float:
-    if references:
-      if prompt.target is None:
-        return np.nan
-      return edit_scores(references[0], prompt.target, image)[2]
-    passed = check(image, prompt.text)
+  def share(image: Image, text: str) -> float | None:
+    passed = check(image, text)
     if passed is None:
-      return np.nan
+      return None
     parts = [right for name, right in passed.items() if name != "all"]
     return 0.5 * float(np.mean(parts)) + 0.5 * float(passed["all"])
 
-  def score(images, prompts, references):
-    values = [one(*given) for given in zip(images, prompts, references)]
-    return {"rules": np.asarray(values, np.float64)}
-
-  return score
+  return _by_task("rules", share, lambda *given: edit_scores(*given)[2])
 
 
 def grades(grade: Grade, grade_edit: GradeEdit) -> Score:
@@ -74,17 +66,23 @@ def grades(grade: Grade, grade_edit: GradeEdit) -> Score:
     A reward that fails (NaN) for prompts without rules.
   """
 
+  return _by_task("grades", grade, grade_edit)
+
+
+def _by_task(name: str, of_text: Grade, of_edit: GradeEdit) -> Score:
+  """A reward that is another function for edits; NaN where it has none."""
+
   def one(image: Image, prompt: Prompt, references) -> float:
-    if references:
-      if prompt.target is None:
-        return np.nan
-      return grade_edit(references[0], prompt.target, image)
-    value = grade(image, prompt.text)
-    return np.nan if value is None else value
+    if not references:
+      value = of_text(image, prompt.text)
+      return np.nan if value is None else value
+    if prompt.target is None:
+      return np.nan
+    return of_edit(references[0], prompt.target, image)
 
   def score(images, prompts, references):
     values = [one(*given) for given in zip(images, prompts, references)]
-    return {"grades": np.asarray(values, np.float64)}
+    return {name: np.asarray(values, np.float64)}
 
   return score
 
