@@ -4,8 +4,6 @@
 The counterpart of `program.lower_step`, which is of flow matching.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -72,14 +70,11 @@ def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
     dmd_task.rules(lora_config), mesh,
   )  # fmt: skip
   features = abstract_features(config, module, references, mesh)
-  count = functools.partial(
-    jax.tree.reduce, lambda total, leaf: total + leaf.size, initializer=0
-  )
   teachers = features[steps.FROZEN][dmd_step.TEACHERS]
   batch = config.data.batch_size // (config.dmd.ratio + 1)
   return program.lower(step, state, features, mesh, platforms), {
-    "parameters": count(teachers[0]),
-    "trained_parameters": count(state.params),
+    "parameters": program.elements(teachers[0]),
+    "trained_parameters": program.elements(state.params),
     "teachers": len(teachers),
     "references": references,
     "global_batch": config.data.batch_size,

@@ -43,12 +43,6 @@ def _rows(count: int, example, mesh):
   )
 
 
-def _key(mesh):
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  everywhere = jax.NamedSharding(mesh, jax.P())
-  return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
-
-
 class _Run:
   """What both programs of a config share, all of it abstract."""
 
@@ -65,7 +59,7 @@ class _Run:
     )  # fmt: skip
     whole = weights.placed(self.module, mesh)
     self.base = whole if self.lora else None
-    self.parameters = sum(x.size for x in jax.tree.leaves(whole))
+    self.parameters = program.elements(whole)
     example = program.largest_features(config, self.module, references, mesh)
     self.tokens = program.tokens_of(example)
     self.condition = example["condition"]
@@ -78,7 +72,7 @@ class _Run:
     """Of the rollout of so many prompts."""
     condition = _rows(prompts, self.condition, self.mesh)
     pair = self.state.params, self.base
-    return pair, condition, condition, _key(self.mesh)
+    return pair, condition, condition, program.abstract_key(self.mesh)
 
   def features(self) -> dict:
     """Of one step, as `Rollouts` makes them."""
@@ -109,15 +103,13 @@ class _Run:
   @property
   def factors(self) -> int:
     """Elements of the LoRA; 0 without one."""
-    leaves = jax.tree.leaves(self.state.params) if self.lora else ()
-    return sum(x.size for x in leaves)
+    return program.elements(self.state.params) if self.lora else 0
 
   def facts(self) -> dict:
     """Plain values that both plans report."""
-    trained = jax.tree.leaves(self.state.params)
     return {
       "parameters": self.parameters,
-      "trained_parameters": sum(x.size for x in trained),
+      "trained_parameters": program.elements(self.state.params),
       "bucket": list(program.largest_bucket(self.config)),
       "references": self.references,
       "tokens": {"prefix": self.tokens.prefix, "target": self.tokens.target},

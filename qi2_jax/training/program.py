@@ -208,6 +208,19 @@ def tokens_of(features) -> mmdit_flops.Tokens:
   )
 
 
+def abstract_key(mesh):
+  """A random key that every device has."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jax.ShapeDtypeStruct(
+    key.shape, key.dtype, sharding=jax.NamedSharding(mesh, jax.P())
+  )
+
+
+def elements(tree) -> int:
+  """Number of elements of all arrays."""
+  return sum(x.size for x in jax.tree.leaves(tree))
+
+
 def lower(step: Callable, train_state, features, mesh, platforms=("tpu",)):
   """Lowers a task's pure step for abstract arguments.
 
@@ -218,13 +231,9 @@ def lower(step: Callable, train_state, features, mesh, platforms=("tpu",)):
     mesh: over the devices of a topology.
     platforms: what to lower for.
   """
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  key = jax.ShapeDtypeStruct(
-    key.shape, key.dtype, sharding=jax.NamedSharding(mesh, jax.P())
-  )
   jitted = jit_step(step, shardings_of(train_state), mesh)
   with jax.set_mesh(mesh):
-    return jitted.trace(train_state, features, key).lower(
+    return jitted.trace(train_state, features, abstract_key(mesh)).lower(
       lowering_platforms=platforms
     )
 
@@ -256,7 +265,7 @@ def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
   tokens = tokens_of(features)
   work = mmdit_flops.step_flops(module.config, tokens, batch)
   facts = {
-    "parameters": sum(x.size for x in jax.tree.leaves(train_state.params)),
+    "parameters": elements(train_state.params),
     "bucket": list(largest_bucket(config)),
     "references": references,
     "tokens": {"prefix": tokens.prefix, "target": tokens.target},

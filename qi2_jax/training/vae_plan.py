@@ -20,10 +20,6 @@ from qi2_jax.training import (
 )
 
 
-def _count(tree) -> int:
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
 def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
   """Lowers the step of a VAE run for its largest bucket.
 
@@ -62,9 +58,9 @@ def lower_step(config, mesh, references: int = 0, platforms=("tpu",)):
   trained, _ = vae_state.split(state.params, config.trainable)
   features = {"image": image} | frozen
   return program.lower(step, state, features, mesh, platforms), {
-    "parameters": _count(state.params),
-    "trained_parameters": _count(trained),
-    "frozen_parameters": _count(frozen),
+    "parameters": program.elements(state.params),
+    "trained_parameters": program.elements(trained),
+    "frozen_parameters": program.elements(frozen),
     "bucket": list(bucket),
     "references": 0,
     "global_batch": batch,
