@@ -88,9 +88,8 @@ def _pictures(kind: str, judged: dict, images: dict) -> str:
         figures.append(report.figure(one.case.source, "source", None))
       passed = bool(one.figures["all"])
       figures.append(report.figure(image, one.case.prompt, passed))
-    label = report.paragraph(report.tag("small", side))
-    halves.append(report.tag("div", label, report.gallery(figures)))
-  return report.section(kind, report.tag("div", *halves, cls="halves"))
+    halves.append(report.labelled_gallery(side, figures))
+  return report.section(kind, report.columns(halves))
 
 
 def page(results: dict, judged: dict, images: dict) -> str:

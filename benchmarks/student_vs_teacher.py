@@ -130,15 +130,8 @@ def page(results: dict, judged: dict, images: dict) -> str:
       ]
       cell = results["models"][name]
       label = f"{name}: {cell['seconds_per_image']:.3f} s per image"
-      halves.append(
-        report.tag(
-          "div", report.paragraph(report.tag("small", label)),
-          report.gallery(figures),
-        )
-      )  # fmt: skip
-    sections.append(
-      report.section(kind, report.tag("div", *halves, cls="halves"))
-    )
+      halves.append(report.labelled_gallery(label, figures))
+    sections.append(report.section(kind, report.columns(halves)))
   lead = [
     f"{results['n']} held-out prompts per kind, equal prompts and noise, "
     f"{results['machine']}; the student is {results['speedup']:.1f} times as "

@@ -182,6 +182,16 @@ def gallery(figures: Sequence[Markup]) -> Markup:
   return tag("div", *figures, cls="gallery")
 
 
+def labelled_gallery(label: Text, figures: Sequence[Markup]) -> Markup:
+  """A gallery under a small line that says what it is of."""
+  return tag("div", paragraph(tag("small", label)), gallery(figures))
+
+
+def columns(blocks: Sequence[Markup]) -> Markup:
+  """Blocks side by side."""
+  return tag("div", *blocks, cls="halves")
+
+
 def strip(
   cells: Sequence[tuple[str, np.ndarray | bytes]],
   caption: Text,

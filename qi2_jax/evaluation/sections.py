@@ -161,8 +161,7 @@ def _edit_table(results: dict[str, Any]) -> Markup:
 def _t2i_samples(samples: Sequence[store.Sample]) -> Markup:
   blocks = [
     report.subsection(
-      kind,
-      report.tag("div", *map(_split_gallery, _by_split(group)), cls="halves"),
+      kind, report.columns(list(map(_split_gallery, _by_split(group))))
     )
     for kind, group in _by_kind(samples)
   ]
@@ -181,11 +180,7 @@ def _split_gallery(group: Sequence[store.Sample]) -> Markup:
     report.figure(s.images["model"], s.prompt, bool(s.figures["all"]))
     for s in group
   ]
-  return report.tag(
-    "div",
-    report.paragraph(report.tag("small", _SPLITS[group[0].split])),
-    report.gallery(figures),
-  )
+  return report.labelled_gallery(_SPLITS[group[0].split], figures)
 
 
 def _edit_samples(samples: Sequence[store.Sample], count: int) -> Markup:

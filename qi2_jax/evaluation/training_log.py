@@ -84,4 +84,4 @@ def plots(stages: Sequence[tuple[str, pathlib.Path]]) -> Markup:
       )
       for name in names
     ]
-  return report.tag("div", *blocks, cls="halves")
+  return report.columns(blocks)
