@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training runs of a few steps, and what is in their checkpoints."""
 
+import json
 import pathlib
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from data_pipelines.shapes.generate import Options, generate
 from experiments import pretrain
@@ -46,6 +48,41 @@ def pretrained(folder, data: str, learning_rate: float, **fields) -> str:
   } | fields  # fmt: skip
   assert train.train(config(pretrain, data, **fields), str(folder)) == 0
   return str(folder)
+
+
+class Killed(Exception):
+  """Stands for a power cut: nothing after it runs."""
+
+
+def train_until(monkeypatch, config, workdir: str, step: int) -> None:
+  """Trains until batch `step` is asked for, where the power is cut."""
+  original = train.Loader.iterate
+
+  def dying(self, start_step=0):
+    for i, batch in enumerate(original(self, start_step), start_step):
+      if i == step:
+        raise Killed
+      yield batch
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train.Loader, "iterate", dying)
+    with pytest.raises(Killed):
+      train.train(config, workdir)
+
+
+def metrics(workdir) -> list[dict]:
+  """The rows of metrics.jsonl."""
+  text = pathlib.Path(workdir, "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def assert_same_state(workdir, other) -> dict[str, np.ndarray]:
+  """The newest checkpoints agree to the bit; returns their arrays."""
+  expected, actual = arrays(workdir), arrays(other)
+  assert expected.keys() == actual.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(actual[name], value, err_msg=name)
+  return expected
 
 
 def arrays(workdir, step: int | None = None) -> dict[str, np.ndarray]:

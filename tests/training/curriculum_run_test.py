@@ -35,10 +35,6 @@ def short(**fields):
   return config
 
 
-class Killed(Exception):
-  """Stands for a power cut."""
-
-
 def watch(monkeypatch, killed_at=None):
   """Notes (start, shape) of every batch, images counted, and the step."""
   seen = {"shapes": [], "images": [], "step": None}
@@ -48,7 +44,7 @@ def watch(monkeypatch, killed_at=None):
   def watched(self, start_step=0):
     for i, batch in enumerate(iterate(self, start_step), start_step):
       if i == killed_at:
-        raise Killed
+        raise short_runs.Killed
       seen["shapes"].append((batch["image"].shape, len(batch["references"])))
       yield batch
 
@@ -90,7 +86,7 @@ def test_two_resolutions_train_and_resume_over_the_border(
   assert seen["step"]._cache_size() == len(set(seen["shapes"]))
   with monkeypatch.context() as patch:
     watch(patch, killed_at=5)
-    with pytest.raises(Killed):
+    with pytest.raises(short_runs.Killed):
       train.train(short(), str(broken))
   # Step 3 is saved, before the border; the rest is trained again.
   with monkeypatch.context() as patch:

@@ -51,10 +51,7 @@ def run(data, base, tmp_path_factory):
 
 
 def test_a_run_writes_what_the_stage_promises(run, base):
-  rows = [
-    json.loads(line)
-    for line in pathlib.Path(run, "metrics.jsonl").read_text().splitlines()
-  ]
+  rows = short_runs.metrics(run)
   assert [r["step"] for r in rows] == [1, 2, 3]
   names = {"loss", "fake_loss", "grad_norm", "fake_grad_norm", "gap_0", "gap_4"}
   assert names <= rows[-1].keys()
@@ -85,10 +82,6 @@ def test_the_best_weights_are_a_workdir(run):
     pipeline.sampling_with(steps=8)
 
 
-class Killed(Exception):
-  """Stands for a power cut."""
-
-
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_resume_is_bit_identical(
   lora_rank, data, base, run, tmp_path, monkeypatch
@@ -101,28 +94,38 @@ def test_resume_is_bit_identical(
     assert train.train(config, whole) == 0
   else:
     whole = run
-  original = train.Loader.iterate
-
-  def dying(self, start_step=0):
-    for i, batch in enumerate(original(self, start_step), start_step):
-      if i == 2:
-        raise Killed
-      yield batch
-
-  with monkeypatch.context() as patch:
-    patch.setattr(train.Loader, "iterate", dying)
-    with pytest.raises(Killed):
-      train.train(config, broken)
+  short_runs.train_until(monkeypatch, config, broken, 2)
   if not lora_rank:
     config = short(data, base)
     pathlib.Path(broken, "config.json").write_text(config.to_json())
   assert train.train(config, broken) == 0
-  expected, actual = short_runs.arrays(whole), short_runs.arrays(broken)
-  assert expected.keys() == actual.keys()
-  for name, value in expected.items():
-    np.testing.assert_array_equal(actual[name], value, err_msg=name)
+  short_runs.assert_same_state(whole, broken)
   if lora_rank:
     check_adapter(base, whole, tmp_path)
+
+
+def test_a_run_with_a_gan_head_resumes_bit_identically(
+  data, base, tmp_path, monkeypatch
+):
+  config = dmd_workdir.config(
+    **{"dmd.gan.weight": 0.1, "preview_every": 0, "dmd.held_out_prompts": ()}
+  )
+  config.data.path, config.init, config.vae.path = data, base, base
+  config.data.ti2i = 0.0
+  config.num_steps, config.save_every = 3, 1
+  whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
+  assert train.train(config, whole) == 0
+  rows = short_runs.metrics(whole)
+  names = {"d_loss", "gan_loss", "d_real", "d_fake", "d_real_accuracy"}
+  assert names | {"loss", "fake_loss"} <= rows[-1].keys()
+  assert all(np.isfinite(list(r.values())).all() for r in rows)
+  assert rows[0]["d_loss"] == pytest.approx(2 * np.log(2), rel=1e-4)
+  assert rows[-1]["d_loss"] != rows[0]["d_loss"]
+  short_runs.train_until(monkeypatch, config, broken, 2)
+  assert train.train(config, broken) == 0
+  expected = short_runs.assert_same_state(whole, broken)
+  heads = [n for n in expected if "['head']" in n]
+  assert len(heads) == 3 * 4 and any(np.any(expected[n]) for n in heads)
 
 
 def check_adapter(base, run, tmp_path):

@@ -185,22 +185,8 @@ def test_a_moved_or_changed_base_is_noticed(data, base, run, tmp_path):
 
 def test_resume_is_bit_identical(data, base, run, tmp_path, monkeypatch):
   broken = str(tmp_path / "broken")
-  original = train.Loader.iterate
-
-  class Killed(Exception):
-    pass
-
-  def dying(self, start_step=0):
-    for i, batch in enumerate(original(self, start_step), start_step):
-      if i == 3:
-        raise Killed
-      yield batch
-
   config = lora_config(data, base)
-  with monkeypatch.context() as patch:
-    patch.setattr(train.Loader, "iterate", dying)
-    with pytest.raises(Killed):
-      train.train(config, broken)
+  short_runs.train_until(monkeypatch, config, broken, 3)
   assert train.train(config, broken) == 0
   assert_same_arrays(short_runs.arrays(run), short_runs.arrays(broken))
 
