@@ -167,15 +167,20 @@ def make_tiny(config):
   return config
 
 
-def _tiny():
+def _tiny_base():
   config = make_tiny(base_config())
+  config.rl.guidance = 3.0
+  config.rl.level = 0.7
+  return config
+
+
+def _tiny():
+  config = _tiny_base()
   config.num_steps = 420
   config.ema_decay = 0.95
   config.data.t2i, config.data.ti2i = 1.0, 0.0
   config.data.batch_size = 2 * 16
   config.rl.candidates = 2
-  config.rl.guidance = 3.0
-  config.rl.level = 0.7
   # As good as 10 or 40 for this model.
   config.rl.steps = 6
   config.rl.window_high = 4
@@ -213,9 +218,7 @@ def make_smoke(config):
 
 
 def _smoke():
-  config = make_smoke(make_tiny(base_config()))
-  config.rl.guidance = 3.0
-  config.rl.level = 0.7
+  config = make_smoke(_tiny_base())
   config.rl.window_high = 3
   return config
 
