@@ -13,9 +13,10 @@ import numpy as np
 
 from data_pipelines.errors import InputError
 from data_pipelines.records import DatasetWriter, Record, encode_png
-from data_pipelines.text_corpus import layout, typefaces, words
+from data_pipelines.text_corpus import layout, typefaces
 
-VERSION = 1
+VERSION = 2
+LANGUAGES = ("en", "zh")
 SPLITS = ("seen", "held_out")
 
 
@@ -26,7 +27,7 @@ class Options:
   Attributes:
     count: pages.
     sizes: (width, height) to draw from.
-    languages: of `words.LANGUAGES`, in turn.
+    languages: of `LANGUAGES`, in turn.
     kinds: of `layout.KINDS`, in turn.
     font_zh: path of a font; empty: what the system has.
     seed: changes every page.
@@ -46,7 +47,7 @@ class Options:
   def __post_init__(self):
     """Raises InputError for anything that cannot be drawn."""
     for what, values, known in (
-      ("languages", self.languages, words.LANGUAGES),
+      ("languages", self.languages, LANGUAGES),
       ("kinds", self.kinds, layout.KINDS),
       ("split", (self.split,), SPLITS),
     ):

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from data_pipelines.shapes.fonts import font_at
-from data_pipelines.text_corpus import words
+from data_pipelines.synthesis import words
+from data_pipelines.synthesis.languages import LANGUAGES
 
 KINDS = ("document", "slide", "overlay")
 SMALLEST, LARGEST = 5, 20
@@ -39,7 +40,7 @@ def draw(
 
   Args:
     kind: one of `KINDS`.
-    language: one of `words.LANGUAGES`.
+    language: 'en' or 'zh'.
     size: (width, height).
     fonts: paths to choose from.
     rng: decides everything else.
@@ -87,6 +88,14 @@ def _write(
   return y
 
 
+def _sentence(rng, language: str) -> str:
+  return words.sentence(rng, LANGUAGES[language])
+
+
+def _heading(rng, language: str) -> str:
+  return words.heading(rng, LANGUAGES[language])
+
+
 def _pixels(rng, low: int = SMALLEST, high: int = LARGEST) -> int:
   return int(rng.integers(low, high + 1))
 
@@ -108,7 +117,7 @@ def _fill(
   while y + pixels <= bottom:
     count = int(rng.integers(2, 5))
     between = "" if language == "zh" else " "
-    text = between.join(words.sentence(rng, language) for _ in range(count))
+    text = between.join(_sentence(rng, language) for _ in range(count))
     end = _write(page, text, font, ink, (left, y, right, bottom), language)
     y = max(end, y + pixels) + pixels // 2
 
@@ -120,7 +129,7 @@ def _document(size, language, font, rng) -> Page:
   margin, pixels = max(4, width // 24), _pixels(rng, high=14)
   ink = _dark(rng)
   top = _write(
-    page, words.heading(rng, language), font_at(font, min(LARGEST, 2 * pixels)),
+    page, _heading(rng, language), font_at(font, min(LARGEST, 2 * pixels)),
     ink, (margin, margin, width - margin, height - margin), language,
   )  # fmt: skip
   columns = int(rng.integers(1, 3)) if width >= 20 * pixels else 1
@@ -144,13 +153,13 @@ def _slide(size, language, font, rng) -> Page:
   ImageDraw.Draw(page.image).rectangle((0, 0, width, bar), fill=colour)
   title = font_at(font, LARGEST)
   white, box = (255, 255, 255), (margin, LARGEST // 2, width - margin, bar)
-  _write(page, words.heading(rng, language), title, white, box, language)
+  _write(page, _heading(rng, language), title, white, box, language)
   y = bar + pixels
   while y + pixels <= height - margin:
     pen = ImageDraw.Draw(page.image)
     side = max(2, pixels // 3)
     pen.ellipse((margin, y + side, margin + side, y + 2 * side), fill=colour)
-    text = words.sentence(rng, language)
+    text = _sentence(rng, language)
     box = (margin + pixels, y, width - margin, height - margin)
     end = _write(page, text, font_at(font, pixels), ink, box, language)
     y = max(end, y + pixels) + pixels // 2

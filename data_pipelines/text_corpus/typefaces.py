@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which fonts can draw a language: matplotlib's, or one of the system's."""
+"""Which fonts small text is drawn with: matplotlib's, or the system's."""
 
 import functools
 import os
-import pathlib
-
-import matplotlib
-from fontTools import ttLib
-from matplotlib import font_manager
 
 from data_pipelines.errors import InputError
-from data_pipelines.text_corpus import words
+from data_pipelines.synthesis import fonts, words
+from data_pipelines.synthesis.languages import LANGUAGES
 
-# Every matplotlib wheel carries them.
 _LATIN = (
   "DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSans-Oblique.ttf",
   "DejaVuSerif.ttf", "DejaVuSerif-Italic.ttf", "DejaVuSansMono.ttf",
@@ -20,24 +15,12 @@ _LATIN = (
 )  # fmt: skip
 
 
-def covers(path: str, text: str) -> bool:
-  """Whether a font has a glyph for every character; False if unreadable.
-
-  Of a collection (.ttc) the first face counts, for Pillow draws with it.
-  """
-  try:
-    with ttLib.TTFont(path, lazy=True, fontNumber=0) as font:
-      return set(map(ord, text)) <= set(font.getBestCmap() or ())
-  except (OSError, ttLib.TTLibError, KeyError, AssertionError):
-    return False
-
-
 @functools.lru_cache(maxsize=8)
 def fonts_of(language: str, given: str = "") -> tuple[str, ...]:
   """Paths of fonts that can draw a language.
 
   Args:
-    language: one of `words.LANGUAGES`.
+    language: 'en' or 'zh'.
     given: of a font to use for it; empty: matplotlib's own for English, all
       that the system has for Chinese.
 
@@ -45,22 +28,22 @@ def fonts_of(language: str, given: str = "") -> tuple[str, ...]:
     InputError: the font that was given cannot draw the language, or there is
       none.
   """
-  wanted = words.characters(language)
+  wanted = words.characters(LANGUAGES[language])
   if given:
-    if not covers(given, wanted):
+    if not fonts.covers(given, wanted):
       raise InputError(
         f"Font {given} is unreadable or lacks characters of language "
         f"{language!r}; give another one."
       )
     return (given,)
   if language == "en":
-    folder = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf")
-    return tuple(str(folder / name) for name in _LATIN)
-  found = sorted(
+    return tuple(str(fonts.bundled_folder() / name) for name in _LATIN)
+  # Of a collection Pillow draws with the first face, so that one counts.
+  found = [
     path
-    for path in font_manager.findSystemFonts()
-    if os.path.getsize(path) > 1_000_000 and covers(path, wanted)
-  )
+    for path in fonts.system_fonts()
+    if os.path.getsize(path) > 1_000_000 and fonts.covers(path, wanted)
+  ]
   if not found:
     raise InputError(
       "No installed font draws Chinese; install one (Noto Sans CJK, say), pass "

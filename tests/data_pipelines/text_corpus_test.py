@@ -14,7 +14,9 @@ from data_pipelines import imagefolder
 from data_pipelines.errors import InputError
 from data_pipelines.records import decode_image, open_dataset
 from data_pipelines.shapes.fonts import font_at
-from data_pipelines.text_corpus import generate, layout, typefaces, words
+from data_pipelines.synthesis import fonts, words
+from data_pipelines.synthesis.languages import LANGUAGES
+from data_pipelines.text_corpus import generate, layout, typefaces
 from data_pipelines.text_corpus.generate import Options
 
 
@@ -33,7 +35,7 @@ def chinese_font(tmp_path_factory):
   names = [".notdef", "box"]
   builder = fontBuilder.FontBuilder(1000, isTTF=True)
   builder.setupGlyphOrder(names)
-  text = words.characters("zh")
+  text = words.characters(LANGUAGES["zh"])
   builder.setupCharacterMap(dict.fromkeys(map(ord, text), "box"))
   builder.setupGlyf(dict.fromkeys(names, pen.glyph()))
   builder.setupHorizontalMetrics(dict.fromkeys(names, (900, 100)))
@@ -93,7 +95,7 @@ def test_a_document_shows_the_lines_of_its_caption(monkeypatch):
 
 def test_lines_fit_and_lose_no_word():
   font = font_at(typefaces.fonts_of("en")[0], 12)
-  text = words.sentence(np.random.default_rng(0), "en") * 3
+  text = words.sentence(np.random.default_rng(0), LANGUAGES["en"]) * 3
   lines = layout.wrap(text, font, 90, "en")
   assert all(font.getlength(line) <= 90 for line in lines)
   assert " ".join(lines) == text and len(lines) > 2
@@ -106,7 +108,7 @@ def test_chinese_is_drawn_and_breaks_anywhere(chinese_font):
   made = all_pages(**fields)
   kinds = [kind for _, kind, _, _ in made]
   assert kinds.count("slide_zh") == kinds.count("slide_en") == 2
-  known = set(words.characters("zh")) | {"\n"}
+  known = set(words.characters(LANGUAGES["zh"])) | {"\n"}
   for _, kind, image, text in made:
     if kind.endswith("zh"):
       assert set(text) <= known and len(text) > 20 and image.std() > 5
@@ -142,7 +144,7 @@ def test_both_formats_hold_the_same_pages(tmp_path):
 
 
 def test_nothing_is_left_of_a_folder_that_failed(tmp_path, monkeypatch):
-  monkeypatch.setattr(typefaces.font_manager, "findSystemFonts", list)
+  monkeypatch.setattr(fonts, "system_fonts", list)
   typefaces.fonts_of.cache_clear()
   options = Options(count=3, languages=("zh",))
   for write in (generate.write_dataset, generate.write_folder):
@@ -165,7 +167,7 @@ def test_bad_options_are_named(fields, message):
 def test_a_font_without_the_language_is_named():
   latin = typefaces.fonts_of("en")[0]
   assert all(
-    typefaces.covers(path, words.characters("en"))
+    fonts.covers(path, words.characters(LANGUAGES["en"]))
     for path in typefaces.fonts_of("en")
   )
   with pytest.raises(InputError, match="lacks characters"):
