@@ -17,8 +17,8 @@ import unicodedata
 import uharfbuzz as hb
 from fontTools import unicodedata as scripts
 
-from data_pipelines.errors import InputError
 from data_pipelines.synthesis.fonts import Face
+from data_pipelines.synthesis.shaping import opened
 
 # Control, surrogate, private-use and unassigned characters and separators of
 # lines: never drawable on purpose, even where a font happens to map them.
@@ -95,25 +95,15 @@ class _Shaper:
 
 @functools.lru_cache(maxsize=64)
 def _shaper(face: Face) -> _Shaper:
-  try:
-    blob = hb.Blob.from_file_path(face.path)
-  except (OSError, hb.HarfBuzzError) as error:
-    raise InputError(
-      f"Font {face.path} cannot be read; give a TrueType or OpenType file."
-    ) from error
-  opened = hb.Face(blob, face.index)
-  if not opened.glyph_count:
-    raise InputError(
-      f"Font {face.path} has no glyphs; give a TrueType or OpenType file."
-    )
-  font = hb.Font(opened)
+  font = opened(face)
+  table = font.face
   variations = frozenset(
     (character, selector)
-    for selector in opened.variation_selectors
-    for character in opened.variation_unicodes(selector)
+    for selector in table.variation_selectors
+    for character in table.variation_unicodes(selector)
   )
   circle = font.get_nominal_glyph(ord(_DOTTED_CIRCLE)) or 0
-  return _Shaper(font, frozenset(opened.unicodes), variations, circle)
+  return _Shaper(font, frozenset(table.unicodes), variations, circle)
 
 
 def _bad_character(text: str, shaper: _Shaper) -> str | None:
