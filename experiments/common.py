@@ -72,6 +72,9 @@ def base_config():
       # Dataset folders or feature caches (python -m qi2_jax.cache), comma
       # separated; empty: shapes are rendered.
       path="",
+      # Shares of those folders in the rows of every task, e.g. (7, 3); None:
+      # every record counts alike.
+      weights=placeholder(tuple),
       batch_size=256,  # global
       # (height, width) in pixels, of targets and references.
       buckets=BUCKETS[512],
@@ -86,7 +89,10 @@ def base_config():
       # Share of edits whose references turn white, for guidance on them; ours.
       reference_dropout=0.0,
       max_enlarge=1.5,
+      # Programs with fewer records are left out. Fewer than a batch are an
+      # error, unless batches may hold a record twice.
       min_bucket_records=1,
+      repeat_small=False,
       max_references=4,
       threads=4,
       # Size of the rendered stand-in data, when `path` is empty.
@@ -96,10 +102,15 @@ def base_config():
   )
   # path: a folder with a Qwen3-VL (or a whole pipeline); empty: the built-in
   # random encoder of `width` channels. length: encoder tokens after the
-  # system turn (references add theirs). dtype: compute dtype with a path.
+  # system turn (references add theirs). lengths: shorter ones that batches of
+  # short captions may have, up to `length`, e.g. (64, 128, 256, 512); None:
+  # all have `length`. dtype: compute dtype with a path.
   config.text = ConfigDict(
-    dict(path="", length=512, width=64, dtype="bfloat16")
-  )
+    dict(
+      path="", length=512, lengths=placeholder(tuple), width=64,
+      dtype="bfloat16",
+    )
+  )  # fmt: skip
   config.vae = ConfigDict(
     dict(path="", preset="qwen_image_2_1", dtype=placeholder(str))
   )

@@ -60,10 +60,11 @@ from data_pipelines.features.dataset import (
   pack_program,
   read_shared,
 )
+from data_pipelines.loader import lengths
 from data_pipelines.loader.buckets import Program, check_buckets
 from data_pipelines.loader.programs import make_plan
 from data_pipelines.records import Dataset, DatasetWriter, open_dataset
-from qi2_jax import cli, train
+from qi2_jax import captions, cli, train
 from qi2_jax.errors import InputError
 from qi2_jax.evaluation.progress import reporter
 from qi2_jax.parallel import distributed
@@ -244,6 +245,16 @@ def _begin(job: Producer, out: str) -> None:
   if not (folder / SHARED_FILE).exists():
     made = [shared_row(job, shapes) for shapes in job.shared]
     writer.write_shared(folder, [codec.encode_shared(row) for row in made])
+  _write_lengths(job, folder)
+
+
+def _write_lengths(job: Producer, folder: pathlib.Path) -> None:
+  """Keeps the lengths of the captions, for `config.text.lengths`."""
+  counter = captions.counter_of(job.models.conditioner)
+  if (folder / lengths.file_name(job.dataset.manifest, counter)).exists():
+    return
+  counts = lengths.count_captions(job.dataset, counter, job.threads)
+  lengths.store_counts(folder, job.dataset.manifest, counter, counts)
 
 
 def _wait(done: Callable[[], bool]) -> None:

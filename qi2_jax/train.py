@@ -23,6 +23,7 @@ Exit status, for launchers:
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -46,7 +47,7 @@ from data_pipelines.loader.curriculum import leading
 from data_pipelines.loader.loader import Loader
 from data_pipelines.records import open_dataset, read_manifest
 from data_pipelines.shapes.generate import Options, generate
-from qi2_jax import cli, judging, validation
+from qi2_jax import captions, cli, judging, validation
 from qi2_jax.errors import InputError
 from qi2_jax.parallel import distributed
 from qi2_jax.parallel import mesh as mesh_lib
@@ -68,8 +69,9 @@ from qi2_jax.training.tasks import TASKS
 _FREE_FIELDS = (
   "log_every", "save_every", "preview_every", "keep_checkpoints", "keep_every",
   "max_skipped_steps", "loss_spike", "profile_start", "profile_steps", "mesh",
-  "model.remat", "model.kernel", "data.threads", "data.path", "vae.path",
-  "text.path", "init", "sampling", "validation", "optimizer.accumulate",
+  "model.remat", "model.kernel", "data.threads", "data.path",
+  "data.repeat_small", "vae.path", "text.path", "init", "sampling",
+  "validation", "optimizer.accumulate",
 )  # fmt: skip
 _PREVIEW_IMAGES = 8
 
@@ -195,7 +197,9 @@ def loader_config(config, paths, workdir: str, seed: int) -> LoaderConfig:
     schedule=schedule,
     task_weights={"t2i": config.t2i, "ti2i": config.ti2i},
     max_enlarge=config.max_enlarge,
+    weights=tuple(config.weights or ()) or None,
     min_bucket_records=config.min_bucket_records,
+    repeat_small=config.repeat_small,
     max_references=config.max_references,
     seed=seed,
     threads=config.threads,
@@ -270,7 +274,10 @@ def train(config, workdir: str) -> int:
     )  # fmt: skip
   distributed.on_first(lambda: prepare_workdir(workdir, config.to_dict()))
   paths = data_paths(config.data, workdir)
-  data = loader_config(config.data, paths, workdir, config.seed)
+  data = dataclasses.replace(
+    loader_config(config.data, paths, workdir, config.seed),
+    text_lengths=captions.lengths(config.text),
+  )
   with jax.set_mesh(mesh):
     task = TASKS[config.objective](
       config, workdir, mesh, **judging.arguments(config)
@@ -279,7 +286,10 @@ def train(config, workdir: str) -> int:
       paths, task.signature, config.data.caption_dropout,
       config.data.reference_dropout,
     )  # fmt: skip
-    loader = Loader(data, task.transform, *distributed.batch_share(mesh))
+    loader = Loader(
+      data, task.transform, *distributed.batch_share(mesh),
+      captions.measure(data, task),
+    )  # fmt: skip
     logging.info("data:\n%s", loader.report())
     try:
       stopped = _run(config, workdir, mesh, task, loader, data)

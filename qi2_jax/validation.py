@@ -16,6 +16,7 @@ from absl import logging
 from data_pipelines.features import check as features
 from data_pipelines.loader.config import LoaderConfig
 from data_pipelines.loader.loader import Loader
+from qi2_jax import captions
 from qi2_jax.errors import InputError
 from qi2_jax.parallel import distributed
 from qi2_jax.parallel.sharding import put_batch
@@ -59,8 +60,12 @@ def held_out(
   )  # fmt: skip
   last = dataclasses.replace(data.schedule[-1], start=0)
   loader = Loader(
-    dataclasses.replace(data, paths=paths, schedule=(last,), seed=_SEED),
-    task.transform, *distributed.batch_share(mesh),
+    dataclasses.replace(
+      data, paths=paths, weights=None, schedule=(last,), seed=_SEED,
+      # Held-out sets are small; a batch with a record twice is still a loss.
+      repeat_small=True,
+    ),
+    task.transform, *distributed.batch_share(mesh), captions.counter(task),
   )  # fmt: skip
   logging.info("held-out data:\n%s", loader.report())
   loss = jax.jit(lambda ema, rows, key: task.loss(ema, rows, key)[0])

@@ -5,8 +5,7 @@ Each shape is one compiled program, so images are resized to the bucket whose
 aspect ratio is nearest; whatever cannot be used is reported, never hidden.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -152,43 +151,3 @@ def fit(image: Image.Image, bucket: Bucket, channels: int) -> np.ndarray:
   if channels == 4 and image.mode == "RGB":
     image.putalpha(255)
   return np.array(image)  # a copy: asarray would be read-only
-
-
-def bucket_report(
-  programs: Sequence[tuple[Program, int, float]],
-  dropped: Mapping[tuple[str, str], int],
-  batch_size: int,
-) -> str:
-  """A text table of what will be trained on, and what will not, and why.
-
-  Args:
-    programs: (program, records, share of the steps).
-    dropped: records left out, by (task, reason).
-    batch_size: global batch, to state the length of an epoch.
-
-  Returns:
-    Lines for a log; the counts add up to all records.
-  """
-  kept = sum(count for _, count, _ in programs)
-  total = kept + sum(dropped.values())
-  lines = [
-    f"{kept} of {total} records in {len(programs)} programs; one pass is "
-    f"about {math.ceil(kept / batch_size)} steps of {batch_size}",
-    f"{'task':<5} {'target':>10} {'references':<24} {'records':>9} "
-    f"{'share':>7} {'steps':>7}",
-  ]
-  for program, count, weight in programs:
-    references = " ".join(map(str, program.references)) or "-"
-    lines.append(
-      f"{program.task:<5} {program.target!s:>10} {references:<24} "
-      f"{count:>9} {count / total:>7.2%} {weight:>7.2%}"
-    )
-  small = sum(count < batch_size for _, count, _ in programs)
-  if small:
-    lines.append(
-      f"{small} programs have fewer records than a batch, so their batches "
-      "repeat records; raise min_bucket_records to leave them out"
-    )
-  for (task, reason), count in sorted(dropped.items()):
-    lines.append(f"{task:<5} dropped {count:>9} {count / total:>7.2%} {reason}")
-  return "\n".join(lines)

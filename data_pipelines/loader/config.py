@@ -41,6 +41,9 @@ class LoaderConfig:
 
   Attributes:
     paths: dataset folders.
+    weights: of the folders, above 0: their shares of the rows of a task, in
+      every batch that both have records for; a task shares among the folders
+      that hold it. None: every record of a task is seen equally often.
     resolutions: by name. A record belongs to every one it is large enough
       for.
     schedule: phases in order; the first starts at step 0, the last is endless.
@@ -49,6 +52,11 @@ class LoaderConfig:
     channels: 4 keeps alpha, 3 composites over white.
     max_enlarge: images needing more linear magnification are left out.
     min_bucket_records: programs with fewer records are left out.
+    repeat_small: programs with fewer records than a batch repeat them within
+      a batch; otherwise they are an error.
+    text_lengths: rising numbers of encoder tokens. A batch holds captions of
+      which each fits into the same of these and into none before it; the
+      last also takes those that are longer. (): captions are not looked at.
     max_references: records with more references are left out.
     seed: of the order and of the transform's randomness.
     threads: decoding threads; 0 reads in the calling thread.
@@ -58,12 +66,15 @@ class LoaderConfig:
   paths: tuple[str, ...]
   resolutions: Mapping[str, Resolution]
   schedule: tuple[Phase, ...]
+  weights: tuple[float, ...] | None = None
+  text_lengths: tuple[int, ...] = ()
   task_weights: Mapping[str, float] = dataclasses.field(
     default_factory=lambda: {"t2i": 0.9, "ti2i": 0.1}
   )
   channels: int = 4
   max_enlarge: float = 1.5
   min_bucket_records: int = 1
+  repeat_small: bool = False
   max_references: int = 4
   seed: int = 0
   threads: int = 4
@@ -85,6 +96,12 @@ def check_config(
   """
   if not config.paths:
     raise InputError("The loader has no dataset; give at least one path.")
+  _check_weights(config)
+  lengths = config.text_lengths
+  if min(lengths, default=1) < 1 or list(lengths) != sorted(set(lengths)):
+    raise InputError(
+      f"Text lengths {lengths} are unusable; give rising numbers of tokens."
+    )
   if config.channels not in (3, 4):
     raise InputError(f"Images have 3 or 4 channels, not {config.channels}.")
   if not 0 <= host_index < host_count:
@@ -99,6 +116,23 @@ def check_config(
         f"{host_count} hosts; change batch_size."
       )
   check_schedule(config.schedule, config.resolutions)
+
+
+def _check_weights(config: LoaderConfig) -> None:
+  weights = config.weights
+  if weights is None:
+    return
+  if len(weights) != len(config.paths):
+    raise InputError(
+      f"There are {len(weights)} weights for {len(config.paths)} dataset "
+      "folders; give one number per folder."
+    )
+  for path, weight in zip(config.paths, weights):
+    if not 0 < weight < float("inf"):
+      raise InputError(
+        f"Weight {weight} of dataset {path} is unusable; give a number above "
+        "0, or leave the folder out."
+      )
 
 
 def check_schedule(

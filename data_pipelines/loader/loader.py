@@ -10,8 +10,6 @@ stores a step number and `Loader.fingerprint`; to resume is to call
 """
 
 import concurrent.futures
-import dataclasses
-import hashlib
 import json
 import sys
 import threading
@@ -20,57 +18,41 @@ from typing import Any
 
 import grain
 import numpy as np
-import PIL
-import PIL.features
 
 from data_pipelines.errors import InputError
 from data_pipelines.features.check import open_any
 from data_pipelines.features.dataset import FeatureDataset
 from data_pipelines.images import EncodedImage, decode_image
-from data_pipelines.loader.buckets import (
-  Bucket,
-  Program,
-  bucket_report,
-  check_buckets,
-  fit,
-)
+from data_pipelines.loader.buckets import Bucket, Program, fit
 from data_pipelines.loader.config import LoaderConfig, check_config
 from data_pipelines.loader.curriculum import (
   WINDOW,
   Curriculum,
   schedule_report,
 )
-from data_pipelines.loader.programs import make_plan
-from data_pipelines.loader.rows import HostBatches, Passes
+from data_pipelines.loader.fingerprint import fingerprint, seed_of
+from data_pipelines.loader.lengths import (
+  TokenCounter,
+  padded_lengths,
+  token_counts,
+)
+from data_pipelines.loader.mixture import Mixture
+from data_pipelines.loader.programs import (
+  ProgramInfo,
+  check_sizes,
+  describe,
+  make_plans,
+)
+from data_pipelines.loader.report import bucket_report, source_report
+from data_pipelines.loader.rows import HostBatches, Numbered, Passes
 from data_pipelines.records import Record
 
-# Raise it when the order of the data changes for an unchanged config.
-_ORDER_VERSION = 2
 # Batches in the making or waiting, beside the one in use: enough to even out
 # slow records, and their pixels still fit a host's memory.
 _BATCHES_AHEAD = 3
 
 Sample = dict[str, Any]
 Transform = Callable[[Sample, np.random.Generator], dict[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class ProgramInfo:
-  """A batch shape.
-
-  Attributes:
-    resolution: its name.
-    batch_size: rows of the global batch.
-    key: image shapes.
-    count: number of records.
-    weight: share of the steps of its resolution.
-  """
-
-  resolution: str
-  batch_size: int
-  key: Program
-  count: int
-  weight: float
 
 
 def images_only(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
@@ -94,47 +76,38 @@ class Loader:
     transform: Transform = images_only,
     host_index: int = 0,
     host_count: int = 1,
+    counter: TokenCounter | None = None,
   ):
     """Opens the datasets and plans the programs; reads no pixels.
 
     Args:
       config: what to read.
       transform: maps a sample (`id`, `caption`, `kind`, `task`, `image` uint8
-        [H, W, C], `references` tuple of uint8 [h, w, C]) and a generator to a
-        dict (or nested dicts and tuples) of numpy arrays whose shapes and
-        dtypes depend on the program only. Called in worker threads.
+        [H, W, C], `references` tuple of uint8 [h, w, C], `text_length` of its
+        program) and a generator to a dict (or nested dicts and tuples) of
+        numpy arrays whose shapes and dtypes depend on the program only.
+        Called in worker threads.
       host_index: this host.
       host_count: number of hosts; divides every batch size.
+      counter: measures captions, where the config has text lengths.
 
     Raises:
-      InputError: the config, a dataset or the host numbers are unusable.
+      InputError: the config, a dataset or the host numbers are unusable, or
+        a program has fewer records than a batch.
     """
     check_config(config, host_index, host_count)
     self._config = config
     self._transform = transform
     self._datasets = [open_any(path, config) for path in config.paths]
     self._starts = np.cumsum([0] + [len(d) for d in self._datasets])
-    self._plans = {
-      name: make_plan(
-        name,
-        [dataset.index for dataset in self._datasets],
-        check_buckets(resolution.buckets),
-        config.task_weights,
-        config.max_enlarge,
-        config.max_references,
-        config.min_bucket_records,
-      )
-      for name, resolution in config.resolutions.items()
-    }
+    lengths = _text_lengths(config, self._datasets, counter)
+    indices = [dataset.index for dataset in self._datasets]
+    self._plans = make_plans(config, indices, lengths)
     self._members = [m for plan in self._plans.values() for m in plan.members]
-    self.programs = [
-      ProgramInfo(
-        name, config.resolutions[name].batch_size, key, len(members), weight
-      )
-      for name, plan in self._plans.items()
-      for key, members, weight in zip(plan.programs, plan.members, plan.weights)
-    ]
-    self.fingerprint = _fingerprint(config, self._datasets)
+    self.programs = describe(config, self._plans)
+    if not config.repeat_small:
+      check_sizes(self.programs)
+    self.fingerprint = fingerprint(config, self._datasets, lengths)
     self._lock = threading.Lock()  # of the next two
     self._corrupt: set[int] = set()
     self._specs: dict[int, Any] = {}
@@ -145,44 +118,77 @@ class Loader:
     self._pool = config.threads and concurrent.futures.ThreadPoolExecutor(
       config.threads, thread_name_prefix="loader"
     )
-    self._steps = self._build(host_index, host_count)
+    self._orders = [self._order(info) for info in self.programs]
+    self._batches = [
+      HostBatches(
+        self._rows(number), info.batch_size, host_index, host_count,
+        self._pool.map if self._pool else map,
+      )
+      for number, info in enumerate(self.programs)
+    ]  # fmt: skip
+    self._schedule = self._build()
+    self._steps = self._schedule.map(
+      lambda numbers: self._batches[numbers[0]][numbers[1]]
+    )
 
-  def _build(self, host_index: int, host_count: int) -> grain.MapDataset:
-    """The step -> local batch map; lazy, nothing is read here."""
+  def _build(self) -> grain.MapDataset:
+    """Step -> (program, how many of its batches came before); lazy."""
     names = list(self._plans)
-    streams = [self._stream(name, host_index, host_count) for name in names]
-    seed = _seed(self._config.seed, "schedule")
+    seed = seed_of(self._config.seed, "schedule")
     curriculum = Curriculum(self._config.schedule, names, seed)
+    streams = [self._stream(name) for name in names]
     return grain.MapDataset.select_from_datasets(streams, curriculum)
 
-  def _stream(
-    self, name: str, host_index: int, host_count: int
-  ) -> grain.MapDataset:
-    """The endless local batches of one resolution."""
-    seed, map_rows = self._config.seed, self._pool.map if self._pool else map
-    datasets, weights = [], []
-    for number, info in enumerate(self.programs):
-      if info.resolution != name:
-        continue
-      # Seeds by name: a new program leaves the order in the others alone.
-      order = Passes(info.count, _seed(seed, "order", name, info.key))
-      # Before the split, so that randomness follows the global row number.
-      rows = grain.MapDataset.source(order).random_map(
-        lambda position, rng, number=number: self._load(number, position, rng),
-        seed=_seed(seed, "transform", name, info.key),
-      )
-      batches = HostBatches(
-        rows, info.batch_size, host_index, host_count, map_rows
-      )
-      datasets.append(grain.MapDataset.source(batches))
-      weights.append(info.weight)
+  def _stream(self, name: str) -> grain.MapDataset:
+    """The endless programs of the batches of one resolution."""
+    own = {
+      number: info.weight
+      for number, info in enumerate(self.programs)
+      if info.resolution == name
+    }
+    datasets = [grain.MapDataset.source(Numbered(number)) for number in own]
     # Grain's mix spaces programs evenly; shuffling steps within a window
     # breaks that rhythm and keeps the shares of every aligned window.
     return grain.experimental.WindowShuffleMapDataset(
-      grain.MapDataset.mix(datasets, weights),
+      grain.MapDataset.mix(datasets, list(own.values())),
       window_size=WINDOW,
-      seed=_seed(seed, "window", name),
+      seed=seed_of(self._config.seed, "window", name),
     )
+
+  def _seed(self, what: str, info: ProgramInfo, *more: int) -> int:
+    # By name: a new program leaves the order in the others alone.
+    lengths = (info.text_length,) if info.text_length else ()
+    return seed_of(
+      self._config.seed, what, info.resolution, info.key, *lengths, *more
+    )
+
+  def _order(self, info: ProgramInfo) -> Passes | Mixture:
+    """The endless positions in a program's members that its rows take."""
+    if len(info.parts) == 1:
+      return Passes(info.count, self._seed("order", info))
+    seeds = [self._seed("order", info, i) for i in range(len(info.parts))]
+    return Mixture(info.parts, seeds, self._seed("sources", info))
+
+  def _rows(self, number: int) -> grain.MapDataset:
+    """The endless rows of one program, over all hosts."""
+    # Before the split, so that randomness follows the global row number.
+    return grain.MapDataset.source(self._orders[number]).random_map(
+      lambda position, rng: self._load(number, position, rng),
+      seed=self._seed("transform", self.programs[number]),
+    )
+
+  def peek(self, step: int) -> tuple[ProgramInfo, np.ndarray]:
+    """What a step's global batch is made of; reads no record.
+
+    Returns:
+      Its program, and per row the number of its record, counted through the
+      datasets in order. A damaged record is replaced when it is read.
+    """
+    number, before = self._schedule[step]
+    info, order = self.programs[number], self._orders[number]
+    first = before * info.batch_size
+    rows = range(first, first + info.batch_size)
+    return info, self._members[number][[order[row] for row in rows]]
 
   def iterate(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
     """Endless batches from `start_step` on.
@@ -208,9 +214,9 @@ class Loader:
     lines = [schedule_report(self._config.schedule)]
     for name, plan in self._plans.items():
       own = [info for info in self.programs if info.resolution == name]
-      programs = [(info.key, info.count, info.weight) for info in own]
-      table = bucket_report(programs, plan.dropped, own[0].batch_size)
-      lines.append(f"{name}: {table}")
+      lines.append(f"{name}: {bucket_report(own, plan.dropped)}")
+      if self._config.weights is not None:
+        lines.append(source_report(own, self._config.paths))
     used = len(np.unique(np.concatenate(self._members)))
     lines.append(
       f"{used} of {self._starts[-1]} records are used; each of "
@@ -267,14 +273,14 @@ class Loader:
     if spec != expected:
       raise InputError(
         f"The transform made {spec} of record {sample['id']!r}, but {expected} "
-        f"of another record of program {self.programs[number].key}; give all "
+        f"of another record of program {self.programs[number]}; give all "
         "samples of a program the same shapes and dtypes."
       )
     return output
 
   def _read(self, number: int, position: int) -> Sample:
     """The record at `position`, or the next undamaged one of its program."""
-    members = self._members[number]
+    members, info = self._members[number], self.programs[number]
     for offset in range(len(members)):
       record_number = int(members[(position + offset) % len(members)])
       if record_number in self._corrupt:
@@ -284,13 +290,15 @@ class Loader:
       i = record_number - int(self._starts[which])
       try:
         if isinstance(dataset, FeatureDataset):
-          return dataset.sample(i, self.programs[number].key)
-        return self._sample(dataset[i], self.programs[number].key)
+          sample = dataset.sample(i, info.key)
+        else:
+          sample = self._sample(dataset[i], info.key)
+        return sample | {"text_length": info.text_length}
       except InputError as error:
         self._note_corrupt(record_number, f"{dataset.path}#{i}", str(error))
     raise InputError(
-      f"All {len(members)} records of program {self.programs[number].key} are "
-      "damaged; rebuild the datasets."
+      f"All {len(members)} records of program {info} are damaged; rebuild the "
+      "datasets."
     )
 
   def _sample(self, record: Record, program: Program) -> Sample:
@@ -356,32 +364,20 @@ def _spec(tree: Any) -> Any:
   )
 
 
-def _seed(*parts: Any) -> int:
-  """A stable 31-bit seed; Grain adds small numbers and needs 32 bits."""
-  digest = hashlib.sha256(repr(parts).encode()).digest()
-  return int.from_bytes(digest[:4], "big") >> 1
-
-
-def _fingerprint(config: LoaderConfig, datasets: list) -> str:
-  # Paths, threads and the quarantine file change neither order nor pixels.
-  fields = dataclasses.asdict(config)
-  for name in ("paths", "threads", "quarantine_path"):
-    del fields[name]
-  content = {
-    "order_version": _ORDER_VERSION,
-    "config": fields,
-    "data": [
-      [(s["records"], s["sha256"]) for s in dataset.manifest["shards"]]
-      for dataset in datasets
-    ],
-    # Decoders and resamplers differ between versions by a grey level or two.
-    "versions": {
-      "grain": grain.__version__,
-      "pillow": PIL.__version__,
-      "jpeg": PIL.features.version("jpg"),
-      "jpeg_turbo": PIL.features.version("libjpeg_turbo"),
-      "webp": PIL.features.version("webp"),
-    },
-  }
-  text = json.dumps(content, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
+def _text_lengths(
+  config: LoaderConfig, datasets: list, counter: TokenCounter | None
+) -> list[np.ndarray] | None:
+  """Padded length of every caption, per dataset; None: all have one."""
+  if not config.text_lengths:
+    return None
+  if counter is None:
+    raise InputError(
+      f"Nothing here reads captions, so text lengths {config.text_lengths} "
+      "cannot be kept; give none."
+    )
+  return [
+    padded_lengths(
+      token_counts(dataset, counter, config.threads), config.text_lengths
+    )
+    for dataset in datasets
+  ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two index maps, as Grain sources: shuffled passes, and a host's batches."""
+"""Index maps, as Grain sources: shuffled passes, a host's batches."""
 
 import functools
 from collections.abc import Callable
@@ -38,6 +38,19 @@ class Passes:
   def __getitem__(self, i: int) -> int:
     number, position = divmod(i, self._count)
     return int(self._order(number)[position])
+
+
+class Numbered:
+  """Every index with a number in front: `(number, i)`."""
+
+  def __init__(self, number: int):
+    self._number = number
+
+  def __len__(self) -> int:
+    return ENDLESS
+
+  def __getitem__(self, i: int) -> tuple[int, int]:
+    return self._number, i
 
 
 class HostBatches:

@@ -17,7 +17,7 @@ from absl import logging
 
 from qi2_jax.conditioning import encoder as encoder_lib
 from qi2_jax.conditioning import layout as layout_lib
-from qi2_jax.conditioning import vl_layout
+from qi2_jax.conditioning import templates, vl_layout
 from qi2_jax.conditioning.images import check_count
 from qi2_jax.errors import InputError
 from qi2_jax.models import vae_tiling
@@ -81,6 +81,15 @@ class Conditioner:
       - encoder_lib.num_image_tokens(self.encoder, slots)
     )
     return self.text_length * max(1, -(-words // self.text_length))
+
+  def prompt_length(self, prompt: str, references: int = 0) -> int:
+    """Encoder tokens that `text_length` counts, of a prompt with references."""
+    text = templates.render(prompt, references)
+    return (
+      len(self.encoder.tokenize(text))
+      - encoder_lib.num_system_tokens(self.encoder)
+      - encoder_lib.num_image_tokens(self.encoder, (1,) * references)
+    )
 
   def host(
     self, prompt: str, references: Sequence[np.ndarray],

@@ -32,20 +32,25 @@ def signature(models: frozen.Models) -> dict[str, str | int]:
   """
   conditioner = models.conditioner
   encoder = conditioner.encoder
+  return {
+    "vae": _weights(models.frozen.vae, models.vae.config.dtype),
+    "text encoder": _weights(
+      models.frozen.encoder, encoder.model.config.dtype
+    ),
+    "prompt template": prompt_template(encoder),
+    "text length": conditioner.text_length,
+  }  # fmt: skip
+
+
+def prompt_template(encoder: encoder_lib.TextEncoder) -> str:
+  """A name for what turns a prompt and its images into the encoder's input."""
   seen = [
     encoder.tokenize(templates.render(_PROBE, 2)),
     encoder_lib.num_system_tokens(encoder),
     encoder.image_mean,
     encoder.image_std,
   ]
-  return {
-    "vae": _weights(models.frozen.vae, models.vae.config.dtype),
-    "text encoder": _weights(
-      models.frozen.encoder, encoder.model.config.dtype
-    ),
-    "prompt template": hashlib.sha256(repr(seen).encode()).hexdigest()[:12],
-    "text length": conditioner.text_length,
-  }  # fmt: skip
+  return hashlib.sha256(repr(seen).encode()).hexdigest()[:12]
 
 
 def _weights(params, dtype) -> str:
@@ -82,7 +87,9 @@ def host(
     for size in sample["reference_sizes"]
   ]
   caption = "" if no_caption else sample["caption"]
-  made = conditioner.host(caption, blanks, sample["size"])
+  made = conditioner.host(
+    caption, blanks, sample["size"], sample.get("text_length")
+  )
   states, references = sample["condition"](no_caption, no_references)
   system = encoder_lib.num_system_tokens(encoder)
   count = int(made["ids_valid"].sum()) - system

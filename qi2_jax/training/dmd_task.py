@@ -239,6 +239,7 @@ def dmd_task(config, workdir: str, mesh) -> Task:
     lambda ema, samples: views.preview(show(ema), samples),
     lambda ema, batches: None, lambda: cached.signature(models),
     watch=functools.partial(_watch, views, show, workdir),
+    conditioner=models.conditioner,
   )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ def flow_task(config, workdir: str, mesh) -> Task:
     mmdit.SHARDING_RULES, flow_transform(models.conditioner, config.data),
     _encode(models), step, flow_preview(models, config),
     lambda ema, batches: None, lambda: cached.signature(models), loss=loss,
+    conditioner=models.conditioner,
   )  # fmt: skip
   if lora_config is None:
     return task
@@ -74,7 +75,9 @@ def flow_transform(conditioner: Conditioner, config) -> Callable:
       sample["caption"], sample["references"], rng, **rates
     )
     size = sample["image"].shape[:2]
-    host = conditioner.host(caption, references, size)
+    host = conditioner.host(
+      caption, references, size, sample.get("text_length")
+    )
     return {"image": sample["image"], **host}
 
   return transform

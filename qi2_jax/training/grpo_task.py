@@ -177,4 +177,5 @@ def grpo_task(
       adapter.merged(lora_config, base, ema) if lora_config else ema, samples
     ),
     lambda ema, batches: None, record=run.record, restore=run.restore,
+    conditioner=models.conditioner,
   )  # fmt: skip

@@ -164,4 +164,5 @@ def nft_task(
     mmdit.SHARDING_RULES, rollout_encode.transform(models.conditioner),
     encode, step, flow_task.flow_preview(models, config),
     lambda ema, batches: None, record=encode.record, restore=encode.restore,
+    conditioner=models.conditioner,
   )  # fmt: skip

@@ -137,4 +137,5 @@ def opd_task(config, workdir: str, mesh) -> Task:
     mmdit.SHARDING_RULES, prompts.transform(models.conditioner),
     encoder(config, models, params), step,
     flow_task.flow_preview(models, config), lambda ema, batches: None,
+    conditioner=models.conditioner,
   )  # fmt: skip

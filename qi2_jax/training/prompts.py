@@ -33,7 +33,7 @@ def transform(conditioner) -> Callable:
     else:
       references, size = sample["references"], sample["image"].shape[:2]
       prompt, empty = (
-        conditioner.host(caption, references, size)
+        conditioner.host(caption, references, size, sample.get("text_length"))
         for caption in (sample["caption"], "")
       )
     # Targets are not looked at; references are those of the prompt.

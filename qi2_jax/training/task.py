@@ -4,6 +4,8 @@
 import dataclasses
 from collections.abc import Callable
 
+from qi2_jax.conditioning.conditioner import Conditioner
+
 Sample = dict
 
 
@@ -27,6 +29,7 @@ class Task:
     finish: `(ema, batches) -> None`, after the last step.
     signature: `() -> dict` that describes the frozen models, where cached
       features can stand for pixels (see `cached`); None: pixels are needed.
+    conditioner: reads the captions; None: nothing does.
     loss: `(ema, features, key) -> (scalar, metrics)` on held-out data; None:
       the objective has none.
     watch: `(state) -> None`, before every preview: may keep the best weights.
@@ -49,3 +52,4 @@ class Task:
   record: Callable = dict
   restore: Callable = lambda saved: None
   loss: Callable | None = None
+  conditioner: Conditioner | None = None

@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 from data_pipelines.errors import InputError
 from data_pipelines.loader import buckets as lib
 from data_pipelines.loader.buckets import Bucket, Program
+from data_pipelines.loader.programs import Part, ProgramInfo, check_sizes
+from data_pipelines.loader.report import bucket_report, source_report
 
 
 @pytest.mark.parametrize("side,step", [(256, 32), (512, 32), (1024, 16)])
@@ -108,14 +110,22 @@ def test_alpha_is_kept_or_composited_over_white():
   assert np.abs(flat - over_white).max() <= 2
 
 
+def info(key, count, weight, text_length=0, batch_size=32, parts=None):
+  """A program of the resolution `px64`."""
+  return ProgramInfo(
+    "px64", batch_size, key, text_length, count, weight,
+    parts or (Part(count, 1.0),),
+  )  # fmt: skip
+
+
 def test_report_accounts_for_everything():
   square, wide = Bucket(64, 64), Bucket(64, 96)
   programs = [
-    (Program("t2i", square, ()), 70, 0.9),
-    (Program("ti2i", wide, (square, wide)), 10, 0.1),
+    info(Program("t2i", square, ()), 70, 0.9),
+    info(Program("ti2i", wide, (square, wide)), 10, 0.1),
   ]
   dropped = {("t2i", "target too small"): 15, ("ti2i", "few"): 5}
-  text = lib.bucket_report(programs, dropped, batch_size=32)
+  text = bucket_report(programs, dropped)
   assert "80 of 100 records in 2 programs" in text
   assert "about 3 steps of 32" in text
   rows = [" ".join(line.split()) for line in text.splitlines()]
@@ -123,3 +133,40 @@ def test_report_accounts_for_everything():
   assert "ti2i 64x96 64x64 64x96 10 10.00% 10.00%" in rows
   assert "t2i dropped 15 15.00% target too small" in rows
   assert any(row.startswith("1 programs have fewer") for row in rows)
+  assert "text" not in text
+
+
+def test_report_names_text_lengths_and_folders():
+  square = Bucket(64, 64)
+  programs = [
+    info(Program("t2i", square, ()), 70, 0.5, length,
+         parts=(Part(40, 0.8), Part(30, 0.2)))
+    for length in (64, 512)
+  ]  # fmt: skip
+  rows = [" ".join(r.split()) for r in bucket_report(programs, {}).split("\n")]
+  assert "target references text records share steps" in rows[1]
+  assert "t2i 64x64 - 512 70 50.00% 50.00%" in rows
+  assert source_report(programs, ("A", "B")).split("\n") == [
+    "       80 records,  80.00% of the rows: A",
+    "       60 records,  20.00% of the rows: B",
+  ]
+
+
+def test_buckets_smaller_than_a_batch_are_refused():
+  program = Program("t2i", Bucket(64, 64), ())
+  edit = Program("ti2i", Bucket(64, 96), (Bucket(64, 64),))
+  mixed = (Part(26, 0.8), Part(6, 0.2))  # 25.6 and 6.4 rows of 32
+  check_sizes([info(program, 32, 0.5), info(edit, 33, 0.5)])
+  check_sizes([info(program, 33, 1, parts=(Part(26, 0.8), Part(7, 0.2)))])
+  for bad, message in (
+    (info(program, 31, 0.5), r"px64 t2i 64x64: 31 records for 32 of 32 rows"),
+    (info(edit, 9, 0.5, 128), r"ti2i 64x96\+64x64, 128 tokens: 9 records"),
+    (info(program, 32, 0.5, parts=mixed), "6 records for 6.4 of 32 rows"),
+  ):
+    with pytest.raises(InputError, match=message) as raised:
+      check_sizes([info(program, 99, 0.5), bad])
+    assert "99 records" not in str(raised.value)
+    for remedy in ("min_bucket_records=32", "batch_size", "repeat_small=True"):
+      assert remedy in str(raised.value)
+  with pytest.raises(InputError, match="and 3 more"):
+    check_sizes([info(program, n, 0.1) for n in range(11)])

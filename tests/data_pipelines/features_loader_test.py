@@ -45,7 +45,7 @@ def tagged(sample, rng):
 def take(path, steps=40, buckets=BUCKETS, **changes):
   config = LoaderConfig(
     (path,), {"px32": Resolution(buckets, 4)}, (Phase(0, {"px32": 1.0}),),
-    threads=2, **changes,
+    threads=2, repeat_small=True, **changes,
   )  # fmt: skip
   loader = Loader(config, tagged)
   batches = list(itertools.islice(loader.iterate(), steps))

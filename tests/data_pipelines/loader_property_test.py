@@ -63,7 +63,7 @@ def random_config(rng, path):
     channels=int(rng.integers(3, 5)), max_enlarge=float(rng.uniform(1, 2)),
     min_bucket_records=int(rng.integers(1, 3)),
     max_references=int(rng.integers(0, 6)), seed=int(rng.integers(99)),
-    threads=int(rng.integers(0, 3)),
+    threads=int(rng.integers(0, 3)), repeat_small=True,
   )  # fmt: skip
 
 

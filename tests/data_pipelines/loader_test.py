@@ -44,7 +44,9 @@ def _config(path, buckets=BUCKETS, batch_size=8, **changes):
   """One resolution, named `all`."""
   resolutions = {"all": Resolution(buckets, batch_size)}
   always = (Phase(0, {"all": 1.0}),)
-  config = LoaderConfig((path,), resolutions, always, threads=2)
+  config = LoaderConfig(
+    (path,), resolutions, always, threads=2, repeat_small=True
+  )
   return dataclasses.replace(config, **changes)
 
 

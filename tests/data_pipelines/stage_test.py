@@ -78,6 +78,7 @@ def test_the_loader_reads_it(finished):
     LoaderConfig(
       (str(path / "out" / "data"),), {"all": Resolution(buckets, 2)},
       (Phase(0, {"all": 1.0}),), max_enlarge=1.0, threads=0,
+      repeat_small=True,
     )
   )  # fmt: skip
   assert sum(program.count for program in loader.programs) == 12
