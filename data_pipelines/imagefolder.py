@@ -13,7 +13,6 @@ Every image is decoded once. What is damaged or incomplete is left out,
 counted, and listed with its reason in OUT/quarantine.jsonl.
 """
 
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -23,7 +22,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from absl import app, flags
@@ -32,172 +31,29 @@ from data_pipelines import images
 from data_pipelines import reasons as categories
 from data_pipelines.cli import clean_exit
 from data_pipelines.errors import InputError
+from data_pipelines.pairing import Item, Problem, pair
 from data_pipelines.records import DatasetWriter, Record, read_manifest
 
 # Records decoded ahead of the writer: bounds memory, keeps the input order.
 _CHUNK = 64
 
 
-@dataclasses.dataclass(frozen=True)
-class Item:
-  """One record to be, before its files are read.
-
-  Attributes:
-    name: path of the target image, relative to the input folder.
-    target: the image file.
-    references: image files an edit starts from.
-    caption: not empty.
-    kind: label for statistics.
-    where: file and line that the caption came from.
-    id: `name`, made unique.
-  """
-
-  name: str
-  target: pathlib.Path
-  references: tuple[pathlib.Path, ...]
-  caption: str
-  kind: str
-  where: str
-  id: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-  """One thing that was left out."""
-
-  id: str
-  reason: str
-  where: str
-
-
 def find_items(folder: pathlib.Path) -> tuple[list[Item], list[Problem]]:
-  """Pairs images with captions, without reading any image.
+  """Pairs images with captions; what has none is a problem.
 
   Args:
-    folder: searched recursively; names starting with a dot are ignored.
+    folder: see `pairing.pair`.
 
   Returns:
     Items in a stable order, and what could not be paired.
   """
-  files = [
-    path
-    for path in sorted(folder.rglob("*"))
-    if path.is_file()
-    and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+  items, problems = pair(folder)
+  problems += [
+    Problem(item.name, item.missing, item.where)
+    for item in items
+    if item.missing
   ]
-  items: list[Item] = []
-  problems: list[Problem] = []
-  claimed: set[pathlib.Path] = set()  # images that metadata speaks of
-  for path in files:
-    if path.name == "metadata.jsonl":
-      _read_metadata(path, folder, items, problems, claimed)
-  stems = set()
-  for path in files:
-    if path.suffix.lower() not in images.SUFFIXES:
-      continue
-    stems.add(path.with_suffix(""))
-    if path not in claimed:
-      _read_sidecar(path, folder, items, problems)
-  for path in files:
-    if path.suffix.lower() == ".txt" and path.with_suffix("") not in stems:
-      name = path.relative_to(folder).as_posix()
-      problems.append(Problem(name, "caption without image", name))
-  return _with_unique_ids(items), problems
-
-
-def named_files(
-  folder: pathlib.Path, target: str, references: Sequence[str] | str | None
-) -> list[pathlib.Path]:
-  """Files that a line of metadata names, the target first.
-
-  Args:
-    folder: that the names are relative to.
-    target: a name.
-    references: names, or a lone one.
-
-  Raises:
-    TypeError: something is no name.
-  """
-  # A string is iterable too.
-  lone = isinstance(references, str)
-  names = (target, *([references] if lone else references or ()))
-  return [pathlib.Path(os.path.normpath(folder / name)) for name in names]
-
-
-def _read_metadata(
-  path: pathlib.Path,
-  folder: pathlib.Path,
-  items: list[Item],
-  problems: list[Problem],
-  claimed: set[pathlib.Path],
-) -> None:
-  where = path.relative_to(folder).as_posix()
-  for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-    place = f"{where}:{number}"
-    if not line.strip():
-      continue
-    try:
-      fields = json.loads(line)
-      target, *others = named_files(
-        path.parent, fields["file_name"], fields.get("references")
-      )
-    except (
-      ValueError, KeyError, TypeError, AttributeError,
-      RecursionError,  # of deeply nested brackets
-    ) as error:  # fmt: skip
-      reason = f"metadata line without a usable file_name ({error})"
-      problems.append(Problem(place, reason, place))
-      continue
-    # Claimed even when unusable: its problem is reported here, once.
-    claimed.update([target, *others])
-    identity = os.path.relpath(target, folder).replace(os.sep, "/")
-    missing = [p for p in (target, *others) if not p.is_file()]
-    text = fields.get("text")
-    if missing:
-      reason = f"caption without image (no file {missing[0].name})"
-      problems.append(Problem(identity, reason, place))
-    elif not isinstance(text, str) or not text.strip():
-      reason = "empty caption" if "text" in fields else "no `text` in metadata"
-      problems.append(Problem(identity, reason, place))
-    else:
-      kind = str(fields.get("kind") or "user")
-      items.append(
-        Item(identity, target, tuple(others), text.strip(), kind, place)
-      )
-
-
-def _read_sidecar(
-  path: pathlib.Path,
-  folder: pathlib.Path,
-  items: list[Item],
-  problems: list[Problem],
-) -> None:
-  name = path.relative_to(folder).as_posix()
-  try:
-    # utf-8-sig drops the byte-order mark of Windows editors.
-    caption = path.with_suffix(".txt").read_text(encoding="utf-8-sig").strip()
-  except FileNotFoundError:
-    problems.append(Problem(name, "image without caption", name))
-    return
-  except UnicodeDecodeError:
-    problems.append(Problem(name, "caption is not UTF-8", name))
-    return
-  if caption:
-    items.append(Item(name, path, (), caption, "user", name))
-  else:
-    problems.append(Problem(name, "empty caption", name))
-
-
-def _with_unique_ids(items: list[Item]) -> list[Item]:
-  """Several captions of one image become name, name#2, name#3."""
-  seen: collections.Counter = collections.Counter()
-  unique = []
-  for item in items:
-    seen[item.name] += 1
-    count = seen[item.name]
-    name = item.name if count == 1 else f"{item.name}#{count}"
-    unique.append(dataclasses.replace(item, id=name))
-  return unique
+  return [item for item in items if not item.missing], problems
 
 
 def is_held_out(item: Item, share: float) -> bool:

@@ -35,7 +35,8 @@ def _base(name, sides):
   config.shard_records = 1000
   # Share of unusable items at which a shard is refused (see --retry).
   config.max_error_rate = 0.5
-  # More is left out, with a reason. seconds: wall time of work on one item.
+  # More is left out, with a reason. seconds: wall time of work on one item;
+  # uncaptioned: take images without a caption, for the captioner.
   config.limits = ConfigDict(
     dict(
       image_bytes=64 << 20,
@@ -43,6 +44,7 @@ def _base(name, sides):
       references=16,
       caption_bytes=1 << 20,
       seconds=30.0,
+      uncaptioned=False,
     )
   )
   # (height, width) by resolution. A record goes to the largest resolution
@@ -161,7 +163,11 @@ def _stage6():
   config.filters.compression.min_jpeg_quality = 85.0
   config.filters.compression.max_blockiness = 1.2
   config.filters.nsfw.max_nsfw = 0.3
-  _add(config, "distribution", column="kind", max_count=50_000, shares=None)
+  # column="cluster" with clusters=N caps groups of similar images instead.
+  _add(
+    config, "distribution", column="kind", max_count=50_000, shares=None,
+    clusters=None,
+  )  # fmt: skip
   return config
 
 

@@ -15,26 +15,31 @@ resolution (`random`: a tiny model that means nothing, for trying things out).
       embedding       unit vector of the target, float16
       aesthetic       mark of the head (see qi2_jax/interop/aesthetic.py)
 
-and a marker when it is complete. Interrupt it at any time: the same command
-goes on with the first unfinished shard, and does nothing when model, head and
-shards are those that were scored. A record whose target cannot be decoded has
-a row with nothing but its id. OUT is --input unless --out says otherwise.
+and a marker when it is complete. No other run may write to the stage
+meanwhile. Interrupt it at any time: the same command goes on with the first
+unfinished shard, and does nothing when model, head and shards are those that
+were scored. A record whose target cannot be decoded has a row with nothing but
+its id. OUT is --input unless --out says otherwise.
 
 Batches are split over the devices of a host; hosts share the work by shard.
 """
 
+import contextlib
 import dataclasses
 import glob
 import hashlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import pyarrow as pa
 from absl import flags, logging
 
 from data_pipelines import records
+from data_pipelines.cli import exclusive
 from data_pipelines.engine import shards
+from data_pipelines.errors import InputError as DataError
 from qi2_jax import cli, scorer
 from qi2_jax.errors import InputError
 from qi2_jax.evaluation.progress import reporter
@@ -170,7 +175,7 @@ def score(values) -> pathlib.Path:
     raise InputError(
       f"--name={values.name!r} is no name of a folder; use one such as clip."
     )
-  found = sources(values.input)
+  sources(values.input)  # before a folder is made
   folder = pathlib.Path(values.out or values.input) / "score" / values.name
   image_text.kind_of(values.model)
   about = {
@@ -181,6 +186,39 @@ def score(values) -> pathlib.Path:
       "random": image_text.RANDOM in (values.model, values.head),
     },
   }
+  with _locked(values):
+    return _score_missing(values, folder, about)
+
+
+@contextlib.contextmanager
+def _locked(values) -> Iterator[None]:
+  """Keeps other runs out of the folders that are read and written.
+
+  One process holds the locks for all of its hosts, which share the work.
+
+  Raises:
+    InputError: another run writes to one of them.
+  """
+  folders = {pathlib.Path(values.out or values.input).resolve()}
+  if (pathlib.Path(values.input) / "ingest").is_dir():
+    folders.add(pathlib.Path(values.input).resolve())
+  with contextlib.ExitStack() as stack:
+
+    def lock() -> None:
+      for folder in sorted(folders):
+        try:
+          stack.enter_context(exclusive(folder))
+        except DataError as error:
+          raise InputError(str(error)) from error
+
+    distributed.on_first(lock)
+    yield
+    distributed.on_first(lambda: None)  # the locks outlive the slowest host
+
+
+def _score_missing(values, folder: pathlib.Path, about: dict) -> pathlib.Path:
+  """Scores this host's part of what is not scored yet."""
+  found = sources(values.input)
   folder.mkdir(parents=True, exist_ok=True)
   distributed.on_first(lambda: shards.sweep(folder))
   own = [

@@ -17,6 +17,7 @@ import safetensors.numpy
 from PIL import Image
 
 from data_pipelines import codec, records
+from data_pipelines.cli import exclusive
 from data_pipelines.engine import shards
 from data_pipelines.errors import InputError as DataError
 from data_pipelines.images import EncodedImage, encode_png
@@ -209,6 +210,21 @@ def test_a_stage_is_scored_with_its_empty_shards(tmp_path, model, head):
   assert read[0].schema == read[1].schema == read[2].schema
   assert read[2]["id"].to_pylist() == ["id5", "id6", "id7", "id8", None]
   assert read[2]["clip_alignment"].null_count == 2
+
+
+def test_a_stage_that_is_being_written_is_not_scored(tmp_path, model):
+  stage = tmp_path / "stage"
+  ingest(stage, [[codec.encode(examples()[0])]])
+  elsewhere = values(str(stage), model, out=str(tmp_path / "out"))
+  for given in (values(str(stage), model), elsewhere):
+    with (
+      exclusive(stage),
+      pytest.raises(InputError, match=r"Another run is writing to .*stage"),
+    ):
+      score.score(given)
+  assert not (stage / "score").exists()
+  assert not (tmp_path / "out" / "score").exists()
+  score.score(values(str(stage), model))
 
 
 def test_what_cannot_be_scored_is_named(tmp_path, model, head, dataset):

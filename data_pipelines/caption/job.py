@@ -29,6 +29,7 @@ from data_pipelines.sources.items import Unusable
 
 CODE = (
   "data_pipelines.caption", "data_pipelines.filters.text",
+  "data_pipelines.filters.pixels",
   "data_pipelines.codec", "data_pipelines.images",
   "data_pipelines.engine.decoding",
 )  # fmt: skip

@@ -80,7 +80,7 @@ def choose_caption(
     seed: changes the draws.
 
   Returns:
-    A row, or None for the original caption.
+    A row, or None for the original caption, if there is one.
   """
   left = [
     row
@@ -97,7 +97,7 @@ def choose_caption(
     options = {
       row[_COLUMNS[field]]: _weight(row, field, weights) for row in left
     }
-    if field == "kinds":
+    if field == "kinds" and record.caption:
       options[ORIGINAL] = weights["kinds"].get(ORIGINAL, 0.0)
     drawn = draw(options, 1, seed, record.id, field)
     if not drawn or drawn == [ORIGINAL]:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.caption.kinds import CATEGORIES
+from data_pipelines.filters import pixels
 
 # What a category asks for, besides *knowledge* where something is known.
 _KINDS = {
@@ -130,7 +131,7 @@ def measure(rgb: Image.Image) -> dict[str, float]:
   luma_HW = np.asarray(luma)
   return {
     "text_share": text_share(luma),
-    "flat_share": _flat_share(luma_HW),
+    "flat_share": pixels.flat_share(luma_HW),
     "entropy": luma.entropy(),
   }
 
@@ -152,15 +153,10 @@ def text_share(luma: Image.Image) -> float:
   scale = min(1.0, _SIDE / max(luma.size))
   size = [max(1, round(side * scale)) for side in luma.size]
   luma_HW = np.asarray(luma.resize(size, Image.Resampling.BOX))
-  flat = _flat_share(luma_HW) >= _FLAT
+  flat = pixels.flat_share(luma_HW) >= _FLAT
   step = _STEP_FLAT if flat else _STEP_TEXTURED
   turned_WH = np.ascontiguousarray(luma_HW.T)
   return max(_lines(luma_HW, step), _lines(turned_WH, step))
-
-
-def _flat_share(luma_HW: np.ndarray) -> float:
-  steps_HW = np.abs(np.diff(luma_HW.astype(np.int16), axis=1))
-  return float((steps_HW <= 1).mean()) if steps_HW.size else 1.0
 
 
 def _lines(luma_HW: np.ndarray, step: int) -> float:

@@ -60,7 +60,7 @@ def of_ingest(config: StageConfig, part: Part) -> str:
   return digest(
     code(ingest.CODE), part.kind, part.prefix, part.start, part.stop,
     part.digest, limits.image_bytes, limits.pixels, limits.references,
-    limits.caption_bytes,
+    limits.caption_bytes, limits.uncaptioned,
   )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ SCHEMA = pa.schema({
   "reason": pa.string(),
 })  # fmt: skip
 CODE = (
-  "data_pipelines.sources", "data_pipelines.imagefolder",
+  "data_pipelines.sources", "data_pipelines.pairing",
   "data_pipelines.codec", "data_pipelines.images",
   "data_pipelines.engine.decoding", "data_pipelines.engine.ingest",
 )  # fmt: skip
@@ -241,7 +241,7 @@ def make_record(
     return item
   if isinstance(item, Unusable):
     raise item
-  caption = _check_caption(item.caption, limits)
+  caption = _check_caption(item.caption, item.missing, limits)
   if len(item.references) > limits.references:
     raise Unusable(
       f"over {limits.references} references ({len(item.references)}; "
@@ -262,10 +262,10 @@ def make_record(
   return codec.encode(record)
 
 
-def _check_caption(caption: str, limits: Limits) -> str:
+def _check_caption(caption: str, missing: str, limits: Limits) -> str:
   caption = caption.strip()
-  if not caption:
-    raise Unusable("empty caption")
+  if not caption and not limits.uncaptioned:
+    raise Unusable(missing)
   try:
     size = len(caption.encode("utf-8"))
   except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair

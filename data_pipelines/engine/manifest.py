@@ -116,7 +116,10 @@ def _describe(out, count, config, inputs, scores) -> dict[str, Any]:
   made = [_counts(out / materialise.FOLDER, stem) for stem in stems]
   verdicts = _counts(out / deciding.FOLDER, deciding.STEM)
   dropped = dict(verdicts["dropped"])
-  dropped[materialise.BUCKET_FILTER] = sum(c["dropped"] for c in made)
+  for status, name in materialise.DROPPED.items():
+    lost = sum(c[status] for c in made)
+    if lost or status == "dropped":
+      dropped[name] = lost
   total = sum(c["ok"] + c["quarantined"] for c in read)
   kept = sum(c["kept"] for c in made)
   quarantined = sum(c["quarantined"] for c in (*read, *made))

@@ -9,7 +9,8 @@
                                          width and height of the source
 
 The status is 'kept', 'dropped' for an image that no bucket can take without
-more enlarging than the config allows, or 'quarantined'.
+more enlarging than the config allows, 'uncaptioned' for a record that came
+without a caption and was given none, or 'quarantined'.
 """
 
 import dataclasses
@@ -31,8 +32,8 @@ from data_pipelines.shard_file import IndexColumns
 from data_pipelines.sources.items import Limits, Unusable
 
 FOLDER = "materialise"
-# Recorded as the filter of a record that no bucket can take.
-BUCKET_FILTER = "bucket"
+# Statuses of records that are dropped here, and the filters they count under.
+DROPPED = {"dropped": "bucket", "uncaptioned": "no caption"}
 SCHEMA = pa.schema({
   "id": pa.string(),
   "status": pa.string(),
@@ -78,6 +79,14 @@ class Settings:
 class _TooSmall(Unusable):
   """No bucket can take an image."""
 
+  status = "dropped"
+
+
+class _Uncaptioned(Unusable):
+  """Nobody has captioned a record."""
+
+  status = "uncaptioned"
+
 
 def run(
   out: pathlib.Path,
@@ -120,7 +129,7 @@ def run(
     )
     for number, result in enumerate(results):
       if isinstance(result, Unusable):
-        status = "dropped" if isinstance(result, _TooSmall) else "quarantined"
+        status = getattr(result, "status", "quarantined")
         rows.append({
           "id": ids[number], "status": status, "reason": str(result),
         })  # fmt: skip
@@ -137,7 +146,7 @@ def run(
     shard.table(pa.Table.from_pylist(rows, SCHEMA))
     shard.counts = {
       status: sum(row["status"] == status for row in rows)
-      for status in ("kept", "dropped", "quarantined")
+      for status in ("kept", *DROPPED, "quarantined")
     } | by
 
 
@@ -172,7 +181,8 @@ def resize_record(
   """One record and its row; runs in the pool.
 
   Raises:
-    Unusable: an image cannot be decoded, or no bucket can take it.
+    Unusable: an image cannot be decoded, no bucket can take it, or there is
+      no caption.
   """
   try:
     return _resize_record(codec.decode(data), settings)
@@ -186,6 +196,8 @@ def resize_record(
 def _resize_record(
   record: codec.Record, settings: Settings
 ) -> tuple[bytes, dict[str, Any]]:
+  if not record.caption:
+    raise _Uncaptioned("no caption (see data_pipelines.captioner)")
   images = (record.target, *record.references)
   pixels = [decoding.decode(image, settings.limits) for image in images]
   buckets = _choose([image.size for image in pixels], settings)

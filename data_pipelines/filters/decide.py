@@ -91,7 +91,8 @@ def _needed(filters: Filters, order: Sequence[str]) -> set[str]:
     if name == "embedding_duplicate":
       needed.add("embedding")
     elif name == "distribution":
-      needed.add(filters[name].get("column") or "kind")
+      column = filters[name].get("column") or "kind"
+      needed.add("embedding" if column == distribution.CLUSTER else column)
     elif name not in _OPTIONS and name != "broken":
       needed.update(b.column for b in rules.parse(name, filters[name]))
   return needed

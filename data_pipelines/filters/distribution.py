@@ -12,13 +12,15 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipelines.errors import InputError
-from data_pipelines.filters import duplicates, rules
+from data_pipelines.filters import clusters, duplicates, rules
 
-OPTIONS = {"column", "max_count", "shares"}
+OPTIONS = {"column", "max_count", "shares", "clusters"}
+# As `column`: groups of similar images, found among the embeddings.
+CLUSTER = "cluster"
 
 
 def check(options: Mapping[str, Any]) -> None:
-  """Raises InputError unless counts and shares make sense."""
+  """Raises InputError unless counts, shares and clusters make sense."""
   shares, count = options.get("shares"), options.get("max_count")
   if shares is not None and (
     not shares or min(shares.values()) <= 0 or sum(shares.values()) > 1 + 1e-9
@@ -31,6 +33,20 @@ def check(options: Mapping[str, Any]) -> None:
     raise InputError(
       f"max_count of filter 'distribution' is {count!r}; give a whole number "
       "of at least 1, or None."
+    )
+  number, column = options.get("clusters"), options.get("column")
+  if column == CLUSTER and shares is not None:
+    raise InputError(
+      "Filter 'distribution' cannot have shares of clusters, which have no "
+      "names; give max_count."
+    )
+  if (number is not None) != (column == CLUSTER) or (
+    number is not None and (not isinstance(number, int) or number < 2)
+  ):
+    raise InputError(
+      f"Filter 'distribution' has clusters = {number!r} and column = "
+      f"{column!r}; give a whole number of at least 2 with column="
+      f"{CLUSTER!r}, and None with any other."
     )
 
 
@@ -48,7 +64,8 @@ def judge(
   Args:
     table: N rows.
     alive_N: the rows to choose from.
-    options: `column` with the category; `max_count` rows of any category;
+    options: `column` with the category, or 'cluster' for `clusters` groups of
+      similar images by their `embedding`; `max_count` rows of any category;
       `shares`, category -> share of the result. The result is as large as
       the scarcest named category allows; categories that are not named share
       what remains of 1, and go if nothing does.
@@ -56,13 +73,16 @@ def judge(
   """
   column = options.get("column") or "kind"
   rows = np.flatnonzero(alive_N)
-  names = np.array(
-    [str(v) for v in table[column].take(rows).to_pylist()], dtype=object
-  )
+  order = np.argsort(duplicates.hash_order(table, seed)[rows], kind="stable")
+  if column == CLUSTER:
+    rows, order = rows[order], np.arange(len(rows))
+    values = _clusters(table, rows, options["clusters"], seed)
+  else:
+    values = [str(v) for v in table[column].take(rows).to_pylist()]
+  names = np.array(values, dtype=object)
   quotas = find_quotas(
     {str(n): int((names == n).sum()) for n in set(names)}, options
   )
-  order = np.argsort(duplicates.hash_order(table, seed)[rows], kind="stable")
   drop_N, value_N, threshold_N = rules.empty(table.num_rows)
   detail = {}
   for name, quota in quotas.items():
@@ -74,6 +94,16 @@ def judge(
       (i, f"{column} {name}: quota {quota}") for i in members[quota:].tolist()
     )
   return rules.Verdict(drop_N, value_N, threshold_N, detail)
+
+
+def _clusters(
+  table: pa.Table, rows: np.ndarray, count: int, seed: int
+) -> list[str]:
+  """Names of the clusters of rows, which are in the order of their hashes."""
+  vector_ND = duplicates.vectors(table, rows)
+  length_N1 = np.linalg.norm(vector_ND, axis=1, keepdims=True)
+  unit_ND = vector_ND / np.maximum(length_N1, 1e-12)
+  return [str(n + 1) for n in clusters.cluster(unit_ND, count, seed)]
 
 
 def find_quotas(

@@ -125,14 +125,7 @@ def embedding(
     InputError: the embeddings differ in length.
   """
   rows = _rows(table, alive_N, "embedding")
-  column = table["embedding"].take(rows).combine_chunks()
-  flat = rules.to_numpy(column.flatten())
-  if len(rows) and len(flat) % len(rows):
-    raise InputError(
-      "Column 'embedding' holds vectors of different lengths; compute the "
-      "score again with one model."
-    )
-  embedding_ND = flat.reshape(len(rows), -1) if len(rows) else flat[:, None]
+  embedding_ND = vectors(table, rows)
   pairs_K2 = dedup.embedding_pairs(embedding_ND, options["min_cosine"])
   scope_N = _scope(table, options)[rows]
   scopes_K2 = scope_N[pairs_K2]
@@ -145,6 +138,24 @@ def embedding(
     return dot / np.maximum(norm_N[i] * norm_N[j], 1e-12)
 
   return _verdict(table, rows, label_N, rank_N, cosine, options["min_cosine"])
+
+
+def vectors(table: pa.Table, rows: np.ndarray) -> np.ndarray:
+  """[N, D] float32 embeddings of some rows, none of them null.
+
+  Raises:
+    InputError: they differ in length.
+  """
+  column = table["embedding"].take(rows).combine_chunks()
+  sizes = pc.unique(pc.list_value_length(column)).to_pylist()
+  if len(sizes) > 1:
+    raise InputError(
+      "Column 'embedding' holds vectors of different lengths; compute the "
+      "score again with one model."
+    )
+  # Scores are stored in half precision, in which cosines would be rounded.
+  flat = rules.to_numpy(column.flatten()).astype(np.float32)
+  return flat.reshape(len(rows), sizes[0] if sizes else 1)
 
 
 def fingerprints(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -49,7 +49,6 @@ def quality_metrics(luma: Image.Image) -> dict[str, Any]:
   """
   luma_HW = np.asarray(luma)
   histogram = np.bincount(luma_HW.ravel(), minlength=256) / luma_HW.size
-  steps_HW = _steps(luma_HW)
   return {
     "entropy": luma.entropy(),
     "contrast": float(cv2.meanStdDev(luma_HW)[1].item()),
@@ -57,10 +56,17 @@ def quality_metrics(luma: Image.Image) -> dict[str, Any]:
     "blockiness": blockiness(luma_HW),
     "black_share": float(histogram[:_BLACK].sum()),
     "white_share": float(histogram[_WHITE + 1 :].sum()),
-    # A single column has no steps and counts as flat.
-    "flat_share": 1 - float((steps_HW > _FLAT_STEP).sum()) / luma_HW.size,
+    "flat_share": flat_share(luma_HW),
     "upright": upright(luma_HW),
   }
+
+
+def flat_share(luma_HW: np.ndarray) -> float:
+  """Share of pixels, uint8, that equal their right neighbour, but for a step.
+
+  The last column has no neighbour and counts as flat.
+  """
+  return 1 - float((_steps(luma_HW) > _FLAT_STEP).sum()) / luma_HW.size
 
 
 def sharpness(luma_HW: np.ndarray) -> float:

@@ -8,7 +8,8 @@ filter is only a label, so a new score needs a column and a line of config, and
 no code.
 
 A metric that does not apply to a record (the JPEG quality of a PNG) is null
-and passes every bound.
+and passes every bound. What speaks of a caption does not apply to a record
+that has none yet.
 
 Shapes: N rows.
 """
@@ -25,6 +26,9 @@ from data_pipelines.codec import TASKS
 from data_pipelines.errors import InputError
 
 _SIDES = ("min", "max", "allow")
+_OF_CAPTIONS = (
+  "characters", "tokens", "invalid_characters", "language", "clip_alignment",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +129,7 @@ def apply(table: pa.Table, bounds: Sequence[Bound]) -> Verdict:
       column_N = numbers(table, bound.column)
       low = bound.side == "min"
       bad_N = column_N < bound.limit if low else column_N > bound.limit
-    if bound.task:
-      bad_N &= to_numpy(pc.equal(table["task"], bound.task))
+    bad_N &= judged(table, bound)
     new_N = bad_N & ~drop_N
     if bound.side == "allow":
       for i in np.flatnonzero(new_N).tolist():
@@ -140,6 +143,16 @@ def apply(table: pa.Table, bounds: Sequence[Bound]) -> Verdict:
       threshold_N[new_N] = bound.limit
     drop_N |= bad_N
   return Verdict(drop_N, value_N, threshold_N, detail)
+
+
+def judged(table: pa.Table, bound: Bound) -> np.ndarray:
+  """[N] bool: rows that a bound is for."""
+  judged_N = np.ones(table.num_rows, bool)
+  if bound.task:
+    judged_N &= to_numpy(pc.equal(table["task"], bound.task))
+  if bound.column in _OF_CAPTIONS and "caption" in table.column_names:
+    judged_N &= to_numpy(pc.not_equal(table["caption"].fill_null("?"), ""))
+  return judged_N
 
 
 def broken(table: pa.Table) -> Verdict:

@@ -47,14 +47,18 @@ def funnel(results: Results, spent: Mapping[str, float]) -> str:
       f"{cost:.2f}" if cost else "",
       f"{1000 / cost:,.0f}" if cost else "",
     ])  # fmt: skip
-  if results.buckets:
-    passed, kept = results.passed().sum(), results.kept().sum()
-    lost = sum(row["status"] == "dropped" for row in results.buckets)
-    rows.append([
-      '<a href="#bucket">bucket</a>', f"{passed:,}", f"{kept:,}", f"{lost:,}",
-      f"{lost / max(passed, 1):.1%}", _bar(lost / max(passed, 1)),
-      "", "", "", "", "",
-    ])  # fmt: skip
+  left = int(results.passed().sum())
+  for name, status in (("no caption", "uncaptioned"), ("bucket", "dropped")):
+    lost = sum(row["status"] == status for row in results.buckets)
+    # What cannot be decoded again is lost in the last step too.
+    kept = int(results.kept().sum()) if name == "bucket" else left - lost
+    if lost or (results.buckets and name == "bucket"):
+      share = lost / max(left, 1)
+      rows.append([
+        f'<a href="#bucket">{name}</a>', f"{left:,}", f"{kept:,}",
+        f"{lost:,}", f"{share:.1%}", _bar(share), "", "", "", "", "",
+      ])  # fmt: skip
+    left = kept
   return table(
     ["filter", "in", "kept", "dropped", "share", "", "dropped if first",
      "decide, s", "metrics", "ms/record", "records/s"],
@@ -138,11 +142,7 @@ def _examples(results: Results, name: str) -> str:
 
 def _judged(results: Results, name: str, bound: rules.Bound) -> np.ndarray:
   """[N] rows that a bound was applied to."""
-  reached = results.reached(name)
-  if bound.task:
-    tasks = results.table["task"].to_pylist()
-    reached &= np.array([task == bound.task for task in tasks], bool)
-  return reached
+  return results.reached(name) & rules.judged(results.table, bound)
 
 
 def _near(results: Results, name: str, bound: rules.Bound) -> str:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of captioned images, paired as `data_pipelines.imagefolder` does."""
+"""A folder of captioned images, paired as `data_pipelines.pairing` does."""
 
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from data_pipelines import imagefolder, images
+from data_pipelines import images, pairing
 from data_pipelines.sources.items import (
   Entry,
   Item,
@@ -22,7 +22,7 @@ from data_pipelines.sources.items import (
 
 def plan(path: pathlib.Path, prefix: str, size: int) -> list[Part]:
   """Lists the folder; captions are read here, images are not."""
-  items, problems = imagefolder.find_items(path)
+  items, problems = pairing.pair(path)
   entries = [
     {
       "id": f"{prefix}/{printable(item.id)}",
@@ -30,6 +30,7 @@ def plan(path: pathlib.Path, prefix: str, size: int) -> list[Part]:
       "target": os.fspath(item.target),
       "references": [os.fspath(file) for file in item.references],
       "caption": item.caption,
+      "missing": printable(item.missing),
       "kind": item.kind,
     }
     for item in items
@@ -63,8 +64,8 @@ def plan(path: pathlib.Path, prefix: str, size: int) -> list[Part]:
 
 
 def _with_broken_links(
-  folder: pathlib.Path, problems: list[imagefolder.Problem]
-) -> list[imagefolder.Problem]:
+  folder: pathlib.Path, problems: list[pairing.Problem]
+) -> list[pairing.Problem]:
   """Adds images that are links to nothing or to themselves.
 
   They are no files, so the import folder rules do not see them, only the
@@ -82,7 +83,7 @@ def _with_broken_links(
       if file.is_symlink() and not file.exists():
         broken.append(file.relative_to(folder))
   found = [
-    imagefolder.Problem(file.as_posix(), "broken link", file.as_posix())
+    pairing.Problem(file.as_posix(), "broken link", file.as_posix())
     for file in broken
     if file.as_posix() not in known
   ]
@@ -105,4 +106,5 @@ def _load(entry: dict[str, Any], limits: Limits) -> Item:
     target=read_file(entry["target"], limits),
     references=tuple(read_file(f, limits) for f in entry["references"]),
     provenance={"where": entry["where"]},
+    missing=entry["missing"],
   )

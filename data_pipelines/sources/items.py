@@ -36,6 +36,8 @@ class Limits:
     references: of one edit.
     caption_bytes: of one caption, in UTF-8.
     seconds: wall time of the work on one item.
+    uncaptioned: whether an item may come without a caption, to be given one
+      by `data_pipelines.captioner`.
   """
 
   image_bytes: int = 64 << 20
@@ -43,6 +45,7 @@ class Limits:
   references: int = 16
   caption_bytes: int = 1 << 20
   seconds: float = 30.0
+  uncaptioned: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +53,12 @@ class Item:
   """One input, its images still encoded and unchecked.
 
   Attributes:
-    caption: the text as found.
+    caption: the text as found; '' where `missing` says why there is none.
     kind: label for statistics.
     target: bytes of the image to learn.
     references: bytes of the images that an edit starts from, in order.
     provenance: where it came from; plain JSON values.
+    missing: why there is no caption.
   """
 
   caption: str
@@ -62,6 +66,7 @@ class Item:
   target: bytes
   references: tuple[bytes, ...]
   provenance: dict[str, Any]
+  missing: str = "empty caption"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,17 +161,13 @@ def lost(id: str, where: str, reason: str) -> Entry:
   return Entry(id, where, load)
 
 
-def caption_of(fields: dict[str, Any]) -> str:
-  """The caption in a row of metadata.
-
-  Raises:
-    Unusable: no field has one.
-  """
+def caption_of(fields: dict[str, Any]) -> tuple[str, str]:
+  """The caption in a row of metadata, and why there is none if it is ''."""
   for name in CAPTION_FIELDS:
     value = fields.get(name)
     if isinstance(value, str):
-      return value
-  raise Unusable("no caption")
+      return value, "empty caption"
+  return "", "no caption"
 
 
 def kept_fields(fields: dict[str, Any]) -> dict[str, Any]:

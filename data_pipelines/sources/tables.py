@@ -124,7 +124,7 @@ def load_row(
     limits: of the images.
 
   Raises:
-    Unusable: the image or the caption is missing or too large.
+    Unusable: the image is missing or too large.
   """
   target = _bytes(row[image], limits)
   if target is None:
@@ -140,12 +140,14 @@ def load_row(
   if None in references:
     raise Unusable("no reference image")
   text = {name: _text(row.get(name)) for name in TEXT_FIELDS}
+  caption, missing = caption_of(text)
   return Item(
-    caption=caption_of(text),
+    caption=caption,
     kind=str(text["kind"] or "user"),
     target=target,
     references=tuple(references),
     provenance={"where": where, **kept_fields(text)},
+    missing=missing,
   )
 
 

@@ -41,27 +41,81 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _CAPTIONS = ("txt", "caption", "text")
 _DAMAGED = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError)
 _BLOCK = 512
+_TO_THE_END = 2**62
 
 
 def plan(path: pathlib.Path, prefix: str, size: int) -> list[Part]:
-  """A tar is one part whatever `size` says: it has no index."""
-  return [Part("tar", os.fspath(path), prefix, 0, 1, digest(state(path)))]
+  """Cuts a tar into parts of `size` samples, by its headers.
+
+  A compressed tar is one part whatever `size` says: it would have to be
+  unpacked up to every cut. So is what lies behind damage.
+  """
+  cuts: list[dict[str, Any]] = [{"offset": 0, "seen": {}}]
+  if path.suffix not in (".gz", ".tgz"):
+    cuts += _cuts(path, size)
+  identity = digest(state(path))
+  ends = [size * (i + 1) for i in range(len(cuts) - 1)] + [_TO_THE_END]
+  return [
+    Part(
+      "tar", os.fspath(path), prefix, size * i, end, digest(identity, cut),
+      (cut,),
+    )
+    for i, (cut, end) in enumerate(zip(cuts, ends))
+  ]  # fmt: skip
+
+
+def _cuts(path: pathlib.Path, size: int) -> list[dict[str, Any]]:
+  """Where parts after the first begin.
+
+  Returns:
+    `offset`, bytes; `seen`, how often keys of the part occur before it, which
+    makes them unique.
+  """
+  cuts: list[dict[str, Any]] = []
+  seen: dict[str, int] = {}
+  count = 0
+  group: set[str] = set()
+  here: set[str] = set()  # keys of the part
+  key = None
+  try:
+    with path.open("rb") as file:
+      for member_key, extension, member in _headers(file):
+        if not group or member_key != key or extension in group:
+          if count and count % size == 0:
+            cuts.append({"offset": member.offset, "seen": {}})
+            here = set()
+          if cuts and member_key in seen and member_key not in here:
+            cuts[-1]["seen"][member_key] = seen[member_key]
+          here.add(member_key)
+          seen[member_key] = seen.get(member_key, 0) + 1
+          count += 1
+          group = set()
+        key = member_key
+        group.add(extension)
+  except _DAMAGED:
+    pass  # the part that reads it says so
+  return cuts
 
 
 def read(part: Part, limits: Limits) -> Iterator[Entry]:
-  """The samples of the tar, and one entry for what is lost to damage."""
+  """The samples of a part, and one entry for what is lost to damage."""
   path = pathlib.Path(part.path)
   name = printable(path.name)
-  seen: dict[str, int] = {}
+  (cut,) = part.entries
+  seen: dict[str, int] = dict(cut["seen"])
+  left = part.stop - part.start
   group: dict[str, bytes | Unusable] = {}
   key = last = None
   error = None
   try:
-    for member_key, extension, content in _members(path, limits):
+    for member_key, extension, content in _members(path, cut["offset"], limits):
       # The same extension again starts another sample of that name.
       if group and (member_key != key or extension in group):
         yield _entry(part, name, key, group, seen)
         group = {}
+        left -= 1
+        if not left:
+          return
       last = key = member_key
       group[extension] = content
   except _DAMAGED as damage:
@@ -71,21 +125,32 @@ def read(part: Part, limits: Limits) -> Iterator[Entry]:
   if error is not None:
     after = f"after {last}" if last else "from the start"
     reason = f"damaged tar ({error}; everything {after} is lost)"
-    yield lost(f"{part.prefix}#rest", name, reason)
+    rest = "#rest" if part.stop == _TO_THE_END else f"#rest{part.start}"
+    yield lost(f"{part.prefix}{rest}", name, reason)
 
 
 def _members(
-  path: pathlib.Path, limits: Limits
+  path: pathlib.Path, offset: int, limits: Limits
 ) -> Iterator[tuple[str, str, bytes | Unusable]]:
   """Key, extension and content of every member that belongs to a sample."""
-  with _open(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+  with _open(path) as file:
+    file.seek(offset)
+    for key, extension, member in _headers(file):
+      yield key, extension, _content(file, member, limits)
+
+
+def _headers(
+  file: IO[bytes],
+) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+  """Key and extension of the members of samples, from the file's position."""
+  with tarfile.open(fileobj=file, mode="r:") as tar:
     for member in tar:
       base = os.path.basename(member.name)
       stem, dot, extension = base.partition(".")
       if member.isdir() or not dot or not stem or stem.startswith("__"):
         continue
       key = printable(os.path.join(os.path.dirname(member.name), stem))
-      yield key, extension.lower(), _content(tar, member, limits)
+      yield key, extension.lower(), member
       tar.members.clear()  # tarfile keeps the header of every member
     # tarfile takes a damaged header for the end; the end is a block of zeros.
     file.seek(tar.offset)
@@ -99,7 +164,7 @@ def _open(path: pathlib.Path) -> IO[bytes]:
 
 
 def _content(
-  tar: tarfile.TarFile, member: tarfile.TarInfo, limits: Limits
+  file: IO[bytes], member: tarfile.TarInfo, limits: Limits
 ) -> bytes | Unusable:
   if not member.isreg():
     return Unusable("tar member is not a file")
@@ -107,7 +172,10 @@ def _content(
     check_bytes(member.size, limits)
   except Unusable as error:
     return error
-  data = tar.extractfile(member).read()
+  if member.issparse():
+    return Unusable("tar member is a sparse file")
+  file.seek(member.offset_data)
+  data = file.read(member.size)
   if len(data) < member.size:
     raise tarfile.ReadError("unexpected end of data")
   return data
@@ -137,12 +205,14 @@ def _load(group: dict[str, bytes | Unusable], where: str) -> Item:
   if len(targets) != 1:
     raise Unusable("no image" if not targets else "several target images")
   fields = _metadata(group)
+  caption, missing = _caption(group, fields)
   return Item(
-    caption=_caption(group, fields),
+    caption=caption,
     kind=str(fields.get("kind") or "user"),
     target=targets[0],
     references=tuple(references),
     provenance={"where": where, **kept_fields(fields)},
+    missing=missing,
   )
 
 
@@ -163,11 +233,14 @@ def _metadata(group: dict[str, bytes | Unusable]) -> dict[str, Any]:
   return fields if isinstance(fields, dict) else {}
 
 
-def _caption(group: dict[str, bytes | Unusable], fields: dict[str, Any]) -> str:
+def _caption(
+  group: dict[str, bytes | Unusable], fields: dict[str, Any]
+) -> tuple[str, str]:
   for extension in _CAPTIONS:
     if extension in group:
       try:
-        return _bytes(group, extension).decode("utf-8-sig")
+        text = _bytes(group, extension).decode("utf-8-sig")
+        return text, "empty caption"
       except UnicodeDecodeError as error:
         raise Unusable("caption is not UTF-8") from error
   return caption_of(fields)

@@ -10,8 +10,8 @@ import time
 import pytest
 from caption_data import ENGLISH_ONLY, client, dataset, table
 from caption_server import ENGLISH, good, prompt_of
-from pictures import jpeg
-from stages import config, run
+from pictures import jpeg, lines
+from stages import all_records, config, run
 
 from data_pipelines import captioner, records
 from data_pipelines.errors import InputError
@@ -65,6 +65,36 @@ def test_of_a_stage_what_was_kept_is_captioned_and_mixed(tmp_path, serve):
     run(out, where, config=loose)
   captioner.caption(out, out / "caption", ENGLISH_ONLY, client(serve()))
   assert run(out, where, config=loose)["by_caption"] == {"general": 13}
+
+
+def test_images_without_captions_wait_for_the_captioner(tmp_path, serve):
+  where = tmp_path / "in"
+  where.mkdir()
+  for i in range(6):
+    (where / f"p{i}.jpg").write_bytes(jpeg(i))
+  (where / "p0.txt").write_text("a soft picture of nothing")
+  edit = {"file_name": "p5.jpg", "references": ["p4.jpg"]}
+  lines(where / "metadata.jsonl", [edit])
+  out = tmp_path / "out"
+  manifest = run(out, where)
+  assert manifest["kept"] == 1 and manifest["reasons"] == {
+    "image without caption": 3, "no `text` in metadata": 1,
+  }  # fmt: skip
+  takes = {"limits__uncaptioned": True}
+  manifest = run(out, where, config=config(**takes))
+  assert manifest["kept"] == 1 and manifest["dropped"]["no caption"] == 4
+  assert "no caption" in (out / "report.html").read_text()
+  captioner.caption(out, out / "caption", ENGLISH_ONLY, client(serve()))
+  kinds = {"original": 5.0, "general": 1.0, "edit": 1.0}
+  mixed = config(captions__kinds=kinds, **takes)
+  manifest = run(out, where, config=mixed)
+  assert manifest["kept"] == 5 and "no caption" not in manifest["dropped"]
+  assert manifest["by_task"] == {"t2i": 4, "ti2i": 1}
+  # The original caption has no part where there is none.
+  assert manifest["by_caption"]["general"] >= 3
+  found = all_records(out)
+  assert all(record.caption for record in found.values())
+  assert found["in/p1.jpg"].provenance["caption"]["original"] == ""
 
 
 def command(data, out, url, *more):

@@ -193,6 +193,67 @@ def test_embedding_duplicates():
   assert row["value"] == pytest.approx(1 / np.hypot(1, 0.005))
 
 
+def test_cosines_are_not_rounded_to_half_precision():
+  """Of two vectors on either side of the threshold by less than its step."""
+  first = np.float16([1.0, 0.0])
+  pair = [np.float16([np.cos(t), np.sin(t)]) for t in (0.171, 0.175)]
+  cosines = [float(v[0] / np.linalg.norm(v.astype(float))) for v in pair]
+  vectors = pa.array([first, *pair], pa.list_(pa.float16()))
+  table = rows(3, embedding=vectors, pixels=[3, 2, 1])
+  verdicts = judge(
+    table, ("embedding_duplicate",),
+    embedding_duplicate={"min_cosine": np.mean([cosines[0], 1])},
+  )  # fmt: skip
+  assert dropped(verdicts) == {"r2": "embedding_duplicate"}
+  between = judge(
+    table.take([0, 1]), ("embedding_duplicate",),
+    embedding_duplicate={"min_cosine": cosines[0] - 1e-5},
+  )  # fmt: skip
+  np.testing.assert_allclose(between["value"][1].as_py(), cosines[0], rtol=1e-6)
+
+
+def test_what_has_no_caption_yet_is_not_judged_by_it():
+  columns = {
+    "caption": ["", "short"],
+    "tokens": [0, 1],
+    "language": [None, "xx"],
+  }
+  table = rows(2, clip_alignment=[0.0, 0.0], **columns)
+  for name, bound in (
+    ("words", {"min_tokens": 3}), ("language", {"allow_language": ["en"]}),
+    ("alignment", {"min_clip_alignment": 0.1}),
+  ):  # fmt: skip
+    assert dropped(judge(table, (name,), **{name: bound})) == {"r1": name}
+  assert len(dropped(judge(table, ("e",), e={"min_entropy": 7.5}))) == 2
+
+
+def in_clusters(vectors, count, limit, order=None):
+  table = rows(
+    len(vectors), embedding=pa.array(list(vectors), pa.list_(pa.float32()))
+  )
+  if order is not None:
+    table = table.take(order)
+  options = {"column": "cluster", "clusters": count, "max_count": limit}
+  verdicts = judge(table, ("distribution",), distribution=options)
+  return set(table["id"].to_pylist()) - set(dropped(verdicts)), verdicts
+
+
+def test_clusters_of_embeddings_have_quotas():
+  rng = np.random.default_rng(0)
+  axes = np.eye(8)[[0] * 60 + [3] * 25 + [6] * 10]
+  vectors = (axes + 0.1 * rng.standard_normal(axes.shape)).astype(np.float32)
+  vectors *= rng.uniform(0.5, 2, (95, 1))  # only directions count
+  kept, verdicts = in_clusters(vectors, 3, 20)
+  truth = [sum(int(id[1:]) in span for id in kept)
+           for span in (range(60), range(60, 85), range(85, 95))]  # fmt: skip
+  assert truth == [20, 20, 10]
+  details = {d for d in verdicts["detail"].to_pylist() if d}
+  assert details == {"cluster 1: quota 20", "cluster 2: quota 20"}
+  assert in_clusters(vectors, 3, 20, rng.permutation(95))[0] == kept
+  # Copies of one vector are one cluster, whatever is asked for.
+  assert len(in_clusters(np.ones((9, 4), np.float32), 5, 2)[0]) == 2
+
+
 def test_input_order_does_not_matter():
   table = rows(60, sha256=[str(i % 7) for i in range(60)],
                kind=["ab"[i % 2] for i in range(60)])  # fmt: skip
@@ -263,6 +324,12 @@ def test_seconds_of_every_filter():
     ({"perceptual_duplicate": {}}, ("perceptual_duplicate",), "missing"),
     ({"distribution": {"shares": {"a": 2.0}}}, ("distribution",), "at most 1"),
     ({"distribution": {"max_count": 0}}, ("distribution",), "whole number"),
+    ({"distribution": {"clusters": 3}}, ("distribution",), "with column="),
+    ({"distribution": {"column": "cluster"}}, ("distribution",), "at least 2"),
+    ({"distribution": {"column": "cluster", "clusters": 2, "shares": {"1": 1}}},
+     ("distribution",), "no names"),
+    ({"distribution": {"column": "cluster", "clusters": 2, "max_count": 3}},
+     ("distribution",), "embedding"),
     ({"distribution": {"shares": {"b": 0.1}}}, ("distribution",), "no record"),
     ({"s": {"min_aesthetic": 5}}, ("s",), "run that score"),
     ({"s": {"min_caption": 5}}, ("s",), "allow_caption"),

@@ -41,7 +41,7 @@ def read(*inputs, size=1000, limits=LIMITS):
 
 def texts(found):
   return {
-    id: item if isinstance(item, str) else item.caption
+    id: item if isinstance(item, str) else item.caption or item.missing
     for id, item in found.items()
   }
 
@@ -157,10 +157,18 @@ def test_jsonl(tmp_path):
     assert reason.startswith("line without a usable file_name")
   assert "null byte" in found["list.jsonl:10"]
   one, two = found["list.jsonl:1"], found["list.jsonl:3"]
-  assert one.kind == "k"
+  assert one.kind == "k" and not found["list.jsonl:5"].caption
   assert one.provenance == {"where": "list.jsonl:1", "url": "u"}
   assert two.references == (one.target,)
   assert read(path, size=100) == found
+  # A changed image reaches the parts that name it, and no other.
+  parts = plan([str(path)], 2)
+  assert plan([str(path)], 2) == parts
+  (tmp_path / "p001.jpg").write_bytes(jpeg(7, (90, 72)))
+  changed = plan([str(path)], 2)
+  assert [a.digest == b.digest for a, b in zip(parts, changed)] == [
+    True, False, True, True, True,
+  ]  # fmt: skip
 
 
 def write_tar(path, samples):
@@ -255,6 +263,66 @@ def test_damaged_tars_say_what_is_lost(tmp_path, harm, write):
     assert len(found) == 3 and "everything after 2 is lost" in lost
   if harm == "text":
     assert not found and "from the start" in lost
+
+
+def in_parts(path, size):
+  """Ids and captions, part by part."""
+  parts = plan([str(path)], size)
+  return [
+    {e.id: caption_or_reason(e) for e in READERS[p.kind](p, Limits())}
+    for p in parts
+  ]
+
+
+def caption_or_reason(entry):
+  try:
+    return entry.load().caption
+  except Unusable as error:
+    return str(error)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 8, 100])
+@pytest.mark.parametrize("write", [write_tar, write_plain_tar])
+def test_parts_of_a_tar_are_the_whole(tmp_path, write, size):
+  keys = ["a", "b", "a", "c", "d", "a", "b", f"{'long' * 30}/e" * 2]
+  if write is write_plain_tar:
+    keys[-1] = "e"
+  path = write(
+    tmp_path / "a.tar",
+    [
+      {"__key__": key, "jpg": jpeg(i), "txt": f"text {i}".encode()}
+      for i, key in enumerate(keys)
+    ],
+  )
+  (whole,) = in_parts(path, 1000)
+  assert list(whole.values()) == [f"text {i}" for i in range(8)]
+  assert list(whole)[:3] == ["a.tar/a", "a.tar/b", "a.tar/a#2"]
+  found = in_parts(path, size)
+  assert [len(part) for part in found] == [
+    min(size, 8 - start) for start in range(0, 8, size)
+  ]
+  joined = [pair for part in found for pair in part.items()]
+  assert joined == list(whole.items())
+
+
+def test_damage_in_a_tar_costs_only_the_parts_behind_it(tmp_path):
+  samples = [
+    {"__key__": str(i), "jpg": jpeg(i), "txt": str(i).encode()}
+    for i in range(6)
+  ]
+  path = write_plain_tar(tmp_path / "a.tar", samples)
+  data = path.read_bytes()
+  middle = data.index(b"3.jpg")
+  path.write_bytes(data[:middle] + b"!!!!" + data[middle + 4 :])
+  parts = in_parts(path, 2)
+  assert [list(part) for part in parts] == [
+    ["a.tar/0", "a.tar/1"], ["a.tar/2", "a.tar#rest"],
+  ]  # fmt: skip
+  assert "everything after 2 is lost" in parts[1]["a.tar#rest"]
+  # A compressed tar cannot be started in the middle.
+  whole = write_plain_tar(tmp_path / "b.tar", samples).read_bytes()
+  (tmp_path / "b.tar.gz").write_bytes(gzip.compress(whole))
+  assert len(in_parts(tmp_path / "b.tar.gz", 2)) == 1
 
 
 def test_an_intact_tar_without_end_loses_nothing(tmp_path):
