@@ -60,24 +60,35 @@ def draw(
   kind = str(rng.choice(KINDS))
   if photos and rng.random() < _PHOTO_CHANCE:
     kind = "photo"
-    image = _photo(size, str(photos[int(rng.integers(len(photos)))]), rng)
+    path = str(photos[int(rng.integers(len(photos)))])
+    image = photo(size, path, (float(rng.random()), float(rng.random())))
   else:
     image = _painted(kind, size, rng)
   return image and Background(image, *_NAMES[kind])
 
 
-def _photo(size, path: str, rng) -> Image.Image | None:
-  """A random crop of a photo in the shape of the size, scaled to it."""
+def photo(
+  size: tuple[int, int], path: str, where: tuple[float, float]
+) -> Image.Image | None:
+  """A crop of a photo in the shape of a size, scaled to it.
+
+  Args:
+    size: (width, height).
+    path: of the photo.
+    where: the crop is, from (0, 0), left and top, to (1, 1).
+
+  Returns:
+    RGB, or None if it is unreadable.
+  """
   try:
     with open(path, "rb") as file:
-      photo = images.decode_image(images.from_bytes(file.read()))
+      whole = images.decode_image(images.from_bytes(file.read()))
   except (OSError, InputError):
     return None
-  if photo.mode == "RGBA":
-    photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
-  where = (float(rng.random()), float(rng.random()))
+  if whole.mode == "RGBA":
+    whole = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole)
   return ImageOps.fit(
-    photo.convert("RGB"), size, Image.Resampling.BICUBIC, centering=where
+    whole.convert("RGB"), size, Image.Resampling.BICUBIC, centering=where
   )
 
 

@@ -41,6 +41,7 @@ from data_pipelines.synthesis.sample import (
 OBJECTS = {**outdoor.OBJECTS, **indoor.OBJECTS}
 PHOTO_CHANCE = 0.4  # of a photo of the user's as the background
 LEAST_CONTRAST = 3.0  # of ink and paper under the light (WCAG, large text)
+BAD_PHOTO = "background photo is unreadable"
 TOO_PALE = "text does not stand out in this light"
 
 
@@ -114,6 +115,8 @@ def plan(
   tall = language.direction == "ttb"
   thing = (outdoor.plate if photo else OBJECTS[name])(rng, tall)
   around = scenery.choose(thing.setting, rng, photo)
+  if photo and scenery.photo_of(around, size) is None:
+    return Rejected(BAD_PHOTO)
   middle, fill = scenery.spot(around, size, rng)
   degrees = np.pi / 180
   camera = cameras.frame(

@@ -11,6 +11,8 @@ import dataclasses
 import cv2
 import numpy as np
 
+from data_pipelines.synthesis import backgrounds
+
 DARKEST, BRIGHTEST = 0.6, 1.15  # of the multiplied light
 GLOSS = 0.22  # most white that gloss adds
 GRAIN = 0.012  # largest standard deviation of the sensor's noise
@@ -141,11 +143,5 @@ def expose(image: np.ndarray, light: Light) -> np.ndarray:
 
 def contrast(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """Ratio of WCAG 2.2, 1 to 21, of sRGB colours `[..., 3]` in [0, 1]."""
-  one, other = _luminance(a), _luminance(b)
+  one, other = (backgrounds.luminance(255 * np.asarray(c)) for c in (a, b))
   return (np.maximum(one, other) + 0.05) / (np.minimum(one, other) + 0.05)
-
-
-def _luminance(colour) -> np.ndarray:
-  c = np.asarray(colour, np.float64)
-  linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-  return linear @ np.array([0.2126, 0.7152, 0.0722])

@@ -10,10 +10,8 @@ import functools
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
 
-from data_pipelines import images
-from data_pipelines.synthesis import calm, painting, surfaces
+from data_pipelines.synthesis import backgrounds, calm, painting, surfaces
 from data_pipelines.synthesis.camera import (
   Camera,
   Cylinder,
@@ -40,19 +38,21 @@ class Scenery:
     setting: as in `objects.Object`.
     ground: material of the desk, floor or ground; '' where none is seen.
     wall: material of the wall; '' where none is seen.
-    sun: direction to the light, `[3]`, of length 1.
+    sun: direction to the light, of length 1.
     blur: sigma of what is not in focus, in pixels per 512 of the longer side.
     seed: of all textures.
     photo: path of a picture of the user that stands for it all; '' for none.
+    photo_at: which part of it is seen, as in `backgrounds.photo`.
   """
 
   setting: str
   ground: str
   wall: str
-  sun: np.ndarray
+  sun: tuple[float, float, float]
   blur: float
   seed: int
   photo: str = ""
+  photo_at: tuple[float, float] = (0.5, 0.5)
 
 
 def choose(setting: str, rng: np.random.Generator, photo: str = "") -> Scenery:
@@ -72,10 +72,10 @@ def choose(setting: str, rng: np.random.Generator, photo: str = "") -> Scenery:
       "wall": "", "photo": "",
     }[setting],
     "" if setting in ("desk", "field", "photo") else one_of(surfaces.WALLS),
-    sun / np.linalg.norm(sun),
+    tuple((sun / np.linalg.norm(sun)).tolist()),
     float(rng.uniform(0.8, 2.6)) if setting in ("street", "field", "room")
     else 0.0,
-    int(rng.integers(2**31)), photo,
+    int(rng.integers(2**31)), photo, tuple(rng.random(2).tolist()),
   )  # fmt: skip
 
 
@@ -87,24 +87,21 @@ def spot(
     middle = tuple(float(v) for v in rng.uniform(0.46, 0.54, 2))
     return middle, float(rng.uniform(0.75, 0.9))
   fill = float(rng.uniform(0.4, 0.65))
-  x, y = calm.calmest(_photo(scenery.photo, size), (fill, 0.6 * fill))
+  x, y = calm.calmest(photo_of(scenery, size), (fill, 0.6 * fill))
   edge = 0.5 * fill + 0.02
   return (min(max(x, edge), 1 - edge), min(max(y, edge), 1 - edge)), fill
 
 
 @functools.lru_cache(maxsize=4)
-def _photo(path: str, size: tuple[int, int]) -> np.ndarray:
-  """A photo cut to a size, on white if transparent: uint8 `[H, W, 3]`."""
-  with open(path, "rb") as file:
-    image = images.decode_image(images.from_bytes(file.read())).convert("RGBA")
-  white = Image.new("RGBA", image.size, "white")
-  whole = Image.alpha_composite(white, image).convert("RGB")
-  return np.asarray(ImageOps.fit(whole, size, Image.Resampling.LANCZOS))
+def photo_of(scenery: Scenery, size: tuple[int, int]) -> np.ndarray | None:
+  """The photo cut to a size, uint8 `[H, W, 3]`; None if it is unreadable."""
+  found = backgrounds.photo(size, scenery.photo, scenery.photo_at)
+  return None if found is None else np.asarray(found)
 
 
 def light_of(scenery: Scenery, normal_N3: np.ndarray) -> np.ndarray:
   """Brightness `[N]` of faces with outward normals of length 1."""
-  return _EVEN + _DIRECT * np.maximum(normal_N3 @ scenery.sun, 0)
+  return _EVEN + _DIRECT * np.maximum(normal_N3 @ np.array(scenery.sun), 0)
 
 
 def lit(
@@ -130,7 +127,7 @@ def backdrop(
   """The empty scene: float32 `[H, W, 3]`."""
   rng = np.random.default_rng(scenery.seed)
   if scenery.photo:
-    return _photo(scenery.photo, size).astype(np.float32) / 255
+    return photo_of(scenery, size).astype(np.float32) / 255
   if scenery.setting == "desk":
     return _ground(scenery, camera, size, rng)[0]
   if scenery.setting == "wall":
@@ -215,7 +212,7 @@ def cast(
   fallen = []
   for solid_N3 in solids:
     above = np.maximum(solid_N3[:, axis] - at, 0)[:, None]
-    fallen.append(project(camera, solid_N3 - above * scenery.sun
+    fallen.append(project(camera, solid_N3 - above * np.array(scenery.sun)
                           / scenery.sun[axis]))  # fmt: skip
   height, width = canvas.shape[:2]
   soft = 0.008 * max(width, height)
