@@ -49,13 +49,15 @@ def plan(
   dataset = f"--config.data.path={workdir}/data"
   vae = f"--config.vae.path={workdir}/vae"
 
-  # The shapes' prompts are short; people's captions are not.
+  # The shapes' prompts are short; people's captions are not, and a folder may
+  # hold fewer images of some shape than a batch.
   text = ("--config.text.length=40",) if data else ()
+  few = ("--config.data.repeat_small=True",) if data else ()
 
   def train(stage: str, *more: str) -> Phase:
     arguments = (
       "-m", "qi2_jax.train", f"--config=experiments/{stage}.py:{variant}",
-      f"--workdir={workdir}/{stage}", dataset, *more,
+      f"--workdir={workdir}/{stage}", dataset, *few, *more,
     )  # fmt: skip
     return Phase(stage, f"Training: {_STAGES[stage]}", arguments)
 
