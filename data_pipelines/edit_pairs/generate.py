@@ -244,14 +244,16 @@ def make(
   for attempt in range(_ATTEMPTS):
     rng = np.random.default_rng([options.seed, i, attempt])
     supply = Supply(candidates, options.rules, rng)
+    record, reason = None, ""
     try:
       pair = KINDS[kind](supply, rng)
       _check(pair)
-      return _record(i, kind, pair, supply, options, rng), [*problems.values()]
+      record = _record(i, kind, pair, supply, options, rng)
     except Unusable as error:
       reason = f"no pair ({error})"
-    finally:
-      problems |= {problem[0]: problem for problem in supply.problems}
+    problems |= {problem[0]: problem for problem in supply.problems}
+    if record is not None:
+      return record, [*problems.values()]
   return None, [*problems.values(), (_id(i, options), reason, kind)]
 
 
