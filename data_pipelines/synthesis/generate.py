@@ -3,6 +3,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -37,6 +38,7 @@ _WITH_PHOTOS = ("pure", "composed")
 _SMALLEST, _LARGEST = 128, 4096
 _TRIES = 10
 _CHUNK = 8
+_AHEAD = 4
 _STREAM = 0x7E8C
 
 
@@ -139,10 +141,14 @@ def generate(
   job = prepare(options)
   source = source_of(job)
   rejected: collections.Counter[str] = collections.Counter()
-  with DatasetWriter(out, options.shards, source) as writer:
+  with (
+    DatasetWriter(out, options.shards, source) as writer,
+    # Ends the processes here and now, whatever stops this one.
+    contextlib.closing(_made(job, processes)) as images,
+  ):
     progress = tqdm.tqdm(
-      _made(job, processes), "synthesis", options.count, unit="image",
-      file=sys.stderr, mininterval=1,
+      images, "synthesis", options.count, unit="image", file=sys.stderr,
+      mininterval=1,
     )  # fmt: skip
     for made in progress:
       rejected.update(made.rejected)
@@ -280,9 +286,15 @@ def _made(job: Job, processes: int) -> Iterator[_Made]:
   pool = concurrent.futures.ProcessPoolExecutor(
     processes, multiprocessing.get_context("spawn"), _start, (job,)
   )
+  # A few chunks per process ahead of the writer, which bounds memory.
+  ahead: collections.deque[concurrent.futures.Future] = collections.deque()
   try:
-    chunks = pool.map(_chunk_of_process, starts)
-    yield from itertools.chain.from_iterable(chunks)
+    for start in starts:
+      ahead.append(pool.submit(_chunk_of_process, start))
+      if len(ahead) > _AHEAD * processes:
+        yield from ahead.popleft().result()
+    while ahead:
+      yield from ahead.popleft().result()
   except BrokenProcessPool as error:
     raise InputError(
       "A worker process died (of memory?) or could not start; use fewer "
