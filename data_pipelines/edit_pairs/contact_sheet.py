@@ -21,16 +21,13 @@ from data_pipelines.synthesis.fonts import Face, faces_of
 from data_pipelines.synthesis.languages import language_of
 from data_pipelines.synthesis.typeset import font_of
 
-_TILE, _GAP, _CAPTION, _LABEL = 132, 8, 40, 92
-_IMAGES = 6  # four references, target, mask
-_INK, _GREY, _LINE = (30, 30, 30), 128, (190, 190, 190)
+_TILE, _GAP, _LINE_HIGH, _LABEL = 132, 8, 17, 92
+_PAGE, _LINES = 1480, 2
+_INK, _GREY, _EDGE = (30, 30, 30), 128, (190, 190, 190)
 
 
 def contact_sheet(
-  path: str | os.PathLike,
-  inputs: Sequence[str],
-  options: generate.Options,
-  columns: int = 2,
+  path: str | os.PathLike, inputs: Sequence[str], options: generate.Options
 ) -> Image.Image:
   """Writes a PNG with all pairs of the options, by kind.
 
@@ -38,7 +35,6 @@ def contact_sheet(
     path: the PNG to write.
     inputs: see `catalogue.find`.
     options: as for `generate.generate`.
-    columns: pairs side by side.
 
   Returns:
     The page, RGB.
@@ -47,29 +43,31 @@ def contact_sheet(
     InputError: an input is unusable, a font is missing, or the page cannot be
       written.
   """
-  by_kind: dict[str, list[Record]] = {}
-  for record in generate.records(inputs, options):
-    by_kind.setdefault(record.kind, []).append(record)
   faces = {code: faces_of(language_of(code))[0] for code in options.languages}
+  by_kind: dict[str, list[Image.Image]] = {}
+  for record in generate.records(inputs, options):
+    strip = _strip(record, faces[record.provenance["language"]])
+    by_kind.setdefault(record.kind, []).append(strip)
   rows = [
-    (kind if first == 0 else "", found[first : first + columns])
-    for kind, found in by_kind.items()
-    for first in range(0, len(found), columns)
+    (kind.removeprefix("edit-") if first else "", row)
+    for kind, strips in by_kind.items()
+    for first, row in _rows(strips)
   ]
-  wide = _IMAGES * (_TILE + _GAP) + 3 * _GAP
-  high = _TILE + _CAPTION
-  page = Image.new(
-    "RGB", (_LABEL + columns * wide, len(rows) * high + 2 * _GAP), "white"
-  )
+  high = _TILE + _LINES * _LINE_HIGH + _GAP
+  page = Image.new("RGB", (_PAGE, len(rows) * high + _GAP), "white")
   label = font_of(next(iter(faces.values())), 13)
-  for r, (kind, found) in enumerate(rows):
-    top = _GAP + r * high
-    name = kind.removeprefix("edit-")
-    ImageDraw.Draw(page).text((_GAP, top), name, _INK, label)
-    for c, record in enumerate(found):
-      face = faces[record.provenance["language"]]
-      _paste(page, (_LABEL + c * wide, top), record, face)
-  temporary = pathlib.Path(f"{os.fspath(path)}.tmp-{os.getpid()}")
+  for r, (name, row) in enumerate(rows):
+    x, y = _LABEL, _GAP + r * high
+    ImageDraw.Draw(page).text((_GAP, y), name, _INK, label)
+    for strip in row:
+      page.paste(strip, (x, y))
+      x += strip.width + 3 * _GAP
+  _save(page, pathlib.Path(path))
+  return page
+
+
+def _save(page: Image.Image, path: pathlib.Path) -> None:
+  temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
   try:
     page.save(temporary, format="PNG", optimize=True)
     os.replace(temporary, path)
@@ -80,39 +78,62 @@ def contact_sheet(
     ) from error
   finally:
     temporary.unlink(missing_ok=True)
-  return page
 
 
-def _paste(page: Image.Image, corner, record: Record, face: Face) -> None:
-  shown = [
+def _rows(strips: Sequence[Image.Image]):
+  """Strips side by side, as many as fit: (whether it is the first, row)."""
+  row: list[Image.Image] = []
+  first, x = True, _LABEL
+  for strip in strips:
+    if row and x + strip.width > _PAGE:
+      yield first, row
+      row, first, x = [], False, _LABEL
+    row.append(strip)
+    x += strip.width + 3 * _GAP
+  if row:
+    yield first, row
+
+
+def _strip(record: Record, face: Face) -> Image.Image:
+  """One pair with its mask over its instruction."""
+  tiles = [
     _thumbnail(images.decode_image(image))
     for image in (*record.references, record.target)
   ]
-  shown.append(_mask(record))
-  draw = ImageDraw.Draw(page)
-  x, y = corner
-  for k, tile in enumerate(shown):
+  tiles.append(_mask(record))
+  width = sum(tile.width + _GAP for tile in tiles) + 2 * _GAP
+  strip = Image.new("RGB", (width, _TILE + _LINES * _LINE_HIGH), "white")
+  draw = ImageDraw.Draw(strip)
+  x = 1
+  for k, tile in enumerate(tiles):
     if k == len(record.references):
-      draw.text((x, y + _TILE // 2 - 8), "→", _INK, _arrow())
+      draw.text((x - 2, _TILE // 2 - 12), "→", _INK, _arrow())
       x += 2 * _GAP
-    page.paste(tile, (x, y))
+    y = _TILE - tile.height
+    strip.paste(tile, (x, y))
     box = (x - 1, y - 1, x + tile.width, y + tile.height)
-    draw.rectangle(box, outline=_LINE)
+    draw.rectangle(box, outline=_EDGE)
     x += tile.width + _GAP
   font = font_of(face, 13)
-  room = _IMAGES * (_TILE + _GAP)
+  for n, line in enumerate(_broken(record, font, width)[:_LINES]):
+    draw.text((0, _TILE + n * _LINE_HIGH), line, _INK, font)
+  return strip
+
+
+def _broken(
+  record: Record, font: ImageFont.FreeTypeFont, width: int
+) -> list[str]:
+  """The instruction in lines; Chinese breaks anywhere."""
+  spaces = record.provenance["language"] == "en"
+  between = " " if spaces else ""
   lines, line = [], ""
-  between = " " if record.provenance["language"] == "en" else ""
-  text = record.caption
-  for word in text.split(" ") if between else text:
+  for word in record.caption.split(" ") if spaces else record.caption:
     longer = f"{line}{between}{word}" if line else word
-    if font.getlength(longer) > room:
+    if line and font.getlength(longer) > width:
       lines.append(line)
       longer = word
     line = longer
-  lines.append(line)
-  shown_lines = "\n".join(lines[:2])
-  draw.text((corner[0], y + _TILE + 1), shown_lines, _INK, font, spacing=0)
+  return [*lines, line]
 
 
 def _arrow() -> ImageFont.FreeTypeFont:

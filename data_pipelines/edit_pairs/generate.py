@@ -104,7 +104,13 @@ class Options:
       raise InputError(f"--inverse {self.rules.inverse} must be 0 to 1.")
     if "text" in self.kinds:
       for code in self.rules.text_languages or [""]:
-        faces_of(language_of(code), self.rules.fonts)
+        language = language_of(code)
+        faces_of(language, self.rules.fonts)
+        if language.direction == "ttb":
+          raise InputError(
+            f"--text_languages {code} is written in columns, and signs have "
+            "rows; leave it out."
+          )
 
 
 def generate(

@@ -15,6 +15,7 @@ from data_pipelines.edit_pairs.pair import Pair
 from data_pipelines.edit_pairs.supply import Supply
 from data_pipelines.sources.items import Unusable
 from data_pipelines.synthesis import typeset, words
+from data_pipelines.synthesis.backgrounds import luminance
 from data_pipelines.synthesis.coverage import unrenderable
 from data_pipelines.synthesis.fonts import faces_of
 from data_pipelines.synthesis.languages import Language, language_of
@@ -168,10 +169,6 @@ def _other_ink(paper, ink, rng: np.random.Generator):
 
 
 def _contrast(first, second) -> float:
-  """Ratio of WCAG 2.1, 1 to 21."""
-  levels = []
-  for colour in (first, second):
-    c = np.asarray(colour, float) / 255
-    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-    levels.append(float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05)
-  return max(levels) / min(levels)
+  """Ratio of WCAG, 1 to 21."""
+  low, high = sorted(float(luminance(colour)) for colour in (first, second))
+  return (high + 0.05) / (low + 0.05)

@@ -20,6 +20,8 @@ from data_pipelines.edit_pairs import contact_sheet, generate, masks
 from data_pipelines.errors import InputError
 from data_pipelines.images import decode_image
 from data_pipelines.records import open_dataset
+from data_pipelines.synthesis.fonts import faces_of
+from data_pipelines.synthesis.languages import LANGUAGES
 
 
 def command(*words):
@@ -120,6 +122,31 @@ def test_bad_options_are_named(fields, message):
     )
 
 
+def test_text_in_columns_is_refused():
+  try:
+    faces_of(LANGUAGES["zh-vertical"])
+  except InputError as error:
+    pytest.skip(str(error))  # it names the package
+  with pytest.raises(InputError, match="written in columns"):
+    options(text_languages=("en", "zh-vertical"))
+
+
+@pytest.mark.parametrize("code", ["zh", "ar", "th"])
+def test_text_may_be_of_other_scripts(code):
+  try:
+    faces_of(LANGUAGES[code])
+  except InputError as error:
+    pytest.skip(str(error))  # it names the package
+  given = options(["text"], 4, text_languages=(code,), sizes=((320, 256),))
+  found = list(generate.records([], given))
+  assert len(found) == 4
+  for record in found:
+    parameters = record.provenance["parameters"]
+    assert parameters["language"] == code
+    lines = (*parameters["before"], *parameters["after"])
+    assert lines and all(not line["text"].isascii() for line in lines)
+
+
 @pytest.mark.parametrize("kinds, inputs, message", [
   (("restore",), {}, "--kinds restore needs pictures"),
   (("compose",), {"cutouts": 0, "marked": 0}, "needs cut-outs"),
@@ -211,6 +238,10 @@ def test_a_contact_sheet_shows_every_kind(tmp_path):
   assert Image.open(path).size == page.size
   rows = np.asarray(page.convert("L"))[:, 100:]
   assert (rows < 250).any(1).mean() > 0.6
+  # The names of the kinds, one below the other.
+  names = (np.asarray(page.convert("L"))[:, :90] < 128).any(1)
+  starts = np.flatnonzero(names[1:] & ~names[:-1])
+  assert (np.diff(starts) > 100).sum() + 1 == len(generate.KINDS)
   with pytest.raises(InputError, match="cannot be written"):
     contact_sheet.contact_sheet(
       tmp_path / "no/sheet.png", [],
