@@ -12,6 +12,7 @@ sample in another colour.
 import io
 import os
 import sys
+import textwrap
 
 import numpy as np
 from absl import app, flags
@@ -70,23 +71,25 @@ def contact_sheet(
       if c == 0:
         _label_upright(page, (6, top, tall), code)
       for k in range(each):
-        sample = _sample(strategy, code, k, job)
-        if sample is not None:
-          tile = _tile(sample, (cell, tall), polygons)
-          page.paste(tile, (left + k * (cell + _GAP), top))
+        found = _sample(strategy, code, k, job)
+        corner = (left + k * (cell + _GAP), top)
+        if isinstance(found, Rejected):
+          _label(page, corner, "none: " + found.reason, cell)
+        else:
+          page.paste(_tile(found, (cell, tall), polygons), corner)
   _save(page, path)
   return page
 
 
-def _sample(strategy: str, code: str, k: int, job) -> Sample | None:
-  """Sample number k of a cell, None if all tries were rejected."""
+def _sample(strategy: str, code: str, k: int, job) -> Sample | Rejected:
+  """Sample number k of a cell, or why the last of all tries was rejected."""
   place = [list(generate.STRATEGIES).index(strategy), [*LANGUAGES].index(code)]
   for attempt in range(_TRIES):
     rng = np.random.default_rng([job.options.seed, *place, k, attempt])
     found = generate.draw(strategy, code, job.options.sizes[0], job, rng)
     if not isinstance(found, Rejected):
-      return found
-  return None
+      break
+  return found
 
 
 def _tile(sample: Sample, size: tuple[int, int], polygons: bool) -> Image.Image:
@@ -98,7 +101,8 @@ def _tile(sample: Sample, size: tuple[int, int], polygons: bool) -> Image.Image:
     scale = np.array(size) * _FINE / image.size
     image = image.resize([_FINE * n for n in size], Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(image)
-    for i, line in enumerate(sample.layout["lines"]):
+    lines = enumerate(sample.layout["lines"])
+    for i, line in reversed([*lines]):  # the first one over all others
       corners = [tuple(p) for p in np.array(line["polygon"]) * scale]
       draw.polygon(corners, outline=_OTHER if i else _FIRST, width=_FINE)
   return image.resize(size, Image.Resampling.LANCZOS)
@@ -108,7 +112,9 @@ def _font():
   return fonts.font_at(fonts.default_font(), 15)
 
 
-def _label(page: Image.Image, corner, text: str) -> None:
+def _label(page: Image.Image, corner, text: str, width: int = 10**4) -> None:
+  """Text, in lines of about so many pixels."""
+  text = "\n".join(textwrap.wrap(text, max(1, width // 11)))
   ImageDraw.Draw(page).text(corner, text, _INK, _font())
 
 
@@ -124,11 +130,9 @@ def _label_upright(page: Image.Image, place, text: str) -> None:
 def _save(page: Image.Image, path: str | os.PathLike) -> None:
   """Writes a PNG in one go."""
   # 32 steps per channel: half the bytes, and nothing to be seen at this size.
-  coarse = np.minimum(np.asarray(page).astype(int) + 4, 255) // 8 * 8
+  coarse = np.rint(np.asarray(page) / (255 / 31)) * (255 / 31)
   buffer = io.BytesIO()
-  Image.fromarray(np.uint8(coarse + coarse // 32)).save(
-    buffer, "PNG", optimize=True
-  )
+  Image.fromarray(np.uint8(coarse)).save(buffer, "PNG", optimize=True)
   temporary = f"{os.fspath(path)}.tmp-{os.getpid()}"
   try:
     with open(temporary, "wb") as file:
