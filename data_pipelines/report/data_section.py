@@ -12,8 +12,7 @@ from data_pipelines.report import charts, sheets
 from data_pipelines.report.results import Results
 from data_pipelines.report.tables import table
 
-_KEPT, _LABELS, _KINDS, _CAPTIONS = 24, 14, 8, 4
-_CAPTION_CHARACTERS = 1200
+_KEPT, _LABELS, _LOST = 24, 14, 10
 # Batches that a bucket is compared with; ours.
 _BATCH = 64
 _WORDS = ("task", "kind", "language", "format", "source_mode")
@@ -60,7 +59,7 @@ def distributions(results: Results) -> str:
 
 
 def buckets(results: Results) -> str:
-  """Shapes of the written dataset, and what no shape could take."""
+  """Shapes of the written dataset, what they cut off, what none could take."""
   folder = results.out / "data"
   if not (folder / "manifest.json").is_file():
     return "<p>Not written yet: run the verb materialise.</p>"
@@ -69,6 +68,7 @@ def buckets(results: Results) -> str:
   shapes = np.stack(
     [index.height, index.width, index.references], axis=1
   )  # fmt: skip
+  cut = _cropped(results)
   found, counts = np.unique(shapes, axis=0, return_counts=True)
   rows = [
     [
@@ -78,6 +78,7 @@ def buckets(results: Results) -> str:
       f"{count:,}",
       f"{count / len(index):.1%}",
       f"{count % _BATCH:,}" if count >= _BATCH else "smaller than one batch",
+      f"{cut[f'{height}x{width}']:.1%}",
     ]
     for (height, width, references), count in sorted(
       zip(found.tolist(), counts.tolist()), key=lambda item: -item[1]
@@ -85,30 +86,32 @@ def buckets(results: Results) -> str:
   ]
   head = [
     "task", "height x width", "references", "records", "share",
-    f"left over in batches of {_BATCH}",
+    f"left over in batches of {_BATCH}", "of the source cut off",
   ]  # fmt: skip
   lost = [row for row in results.buckets if row["status"] == "dropped"]
   note = f"<p>{len(lost):,} records fit no bucket"
   if lost:
     note += f", for example: {html.escape(lost[0]['reason'])}"
-  return f"{note}.</p>{table(head, rows)}"
+  ids = {row["id"]: row["reason"] for row in lost}
+  mask = np.array([id in ids for id in results.table["id"].to_pylist()], bool)
+  sample = results.sample(mask, _LOST)
+  labels = {
+    row: ids[results.table["id"][row].as_py()].partition(" (")[2].rstrip(")")
+    for row in sample
+  }
+  pictures = sheets.sheet(
+    "Without a bucket", sample, results.records(sample), labels
+  )
+  return f"{note}.</p>{table(head, rows)}{pictures}"
 
 
-def captions(results: Results) -> str:
-  """Sample captions of every kind."""
-  kinds = np.array([str(k) for k in results.table["kind"].to_pylist()], object)
-  kept = results.kept()
-  counts = collections.Counter(kinds[kept].tolist())
-  parts = []
-  for kind, count in counts.most_common(_KINDS):
-    rows = results.sample(kept & (kinds == kind), _CAPTIONS)
-    found = results.records(rows)
-    items = "".join(
-      f'<div class="caption">{sheets.pictures(found[row])}<p>'
-      f"{html.escape(found[row].caption[:_CAPTION_CHARACTERS])}<br><i>"
-      f"{results.table['language'][row]}, "
-      f"{results.table['tokens'][row]} tokens</i></p></div>"
-      for row in rows
-    )
-    parts.append(f"<h4>{html.escape(kind)} ({count:,})</h4>{items}")
-  return "".join(parts)
+def _cropped(results: Results) -> dict[str, float]:
+  """Mean share of a target that lies outside of its bucket, by bucket."""
+  shares: dict[str, list[float]] = collections.defaultdict(list)
+  for row in results.buckets:
+    if row["status"] == "kept":
+      height, width = map(int, row["bucket"].split("x"))
+      scale = min(row["width"] / width, row["height"] / height)
+      seen = scale**2 * width * height / (row["width"] * row["height"])
+      shares[row["bucket"]].append(1 - seen)
+  return {bucket: float(np.mean(s)) for bucket, s in shares.items()}

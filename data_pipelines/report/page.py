@@ -6,7 +6,12 @@ import os
 import pathlib
 
 from data_pipelines.errors import InputError
-from data_pipelines.report import costs, data_section, filter_section
+from data_pipelines.report import (
+  caption_section,
+  costs,
+  data_section,
+  filter_section,
+)
 from data_pipelines.report.results import Results, load
 
 NAME = "report.html"
@@ -91,7 +96,8 @@ def render(results: Results) -> str:
     '<h2 id="bucket">Buckets</h2>',
     data_section.buckets(results),
     "<h2>Captions</h2>",
-    data_section.captions(results),
+    caption_section.found(results),
+    caption_section.made(results),
     "<h2>Filters</h2>",
     sections,
     "<h2>Quarantine</h2>",

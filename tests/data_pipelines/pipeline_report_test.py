@@ -19,11 +19,18 @@ from metric_table import rows
 from PIL import Image
 
 from data_pipelines import codec, images
-from data_pipelines.engine import stage
+from data_pipelines.engine import shards, stage
 from data_pipelines.engine.config import parse
 from data_pipelines.errors import InputError
 from data_pipelines.filters import decide, rules
-from data_pipelines.report import charts, costs, filter_section, page, sheets
+from data_pipelines.report import (
+  charts,
+  costs,
+  data_section,
+  filter_section,
+  page,
+  sheets,
+)
 from data_pipelines.report.results import Results, load
 from experiments import data
 
@@ -158,6 +165,55 @@ def test_captions_and_buckets(run):
     assert f"<h4>{kind} ({count:,})</h4>" in text
   buckets = next(t for t in Page(text).tables if t[0][0] == "task")
   assert sum(int(row[3]) for row in buckets[1:]) == manifest["kept"]
+
+
+def test_made_captions_are_shown_by_kind_with_what_failed(tmp_path):
+  from caption_data import dataset
+  from stages import config
+  from stages import run as run_stage
+
+  out = tmp_path / "out"
+  run_stage(out, dataset(tmp_path / "in"), config=config(
+    filter_order=(), max_enlarge=2.0))  # fmt: skip
+  before = (out / "report.html").read_text("utf-8")
+  assert "Captions made" not in before
+  ids = load(out).table["id"].to_pylist()
+  evil = "<b>a soft field</b> & so on"
+  base = {"language": "en", "length": "short", "model": "m<1>", "tokens": 7,
+          "reason": "", "valid": True}  # fmt: skip
+  structured = '{"type":"chart","summary":"bars"}'
+  made = [
+    {**base, "id": ids[0], "kind": "general", "text": evil},
+    {**base, "id": ids[1], "kind": "structured", "text": structured},
+    {**base, "id": ids[2], "kind": "text", "valid": False, "text": "",
+     "reason": "refusal (sorry)"},
+  ]  # fmt: skip
+  with shards.write(out / "caption", "part-00000", "x") as shard:
+    shard.table(pa.Table.from_pylist(made))
+  text = page.write_report(out).read_text("utf-8")
+  after = text[text.index("Captions made") :]
+  assert "&lt;b&gt;a soft field" in after and "<b>a soft" not in after
+  assert "&quot;type&quot;: &quot;chart&quot;" in after
+  assert "By m&lt;1&gt;: 2 usable of 3" in after
+  counts = next(t for t in Page(after).tables if t[0][2] == "asked for")
+  assert counts[1:] == [
+    ["general", "en", "1", "1"], ["structured", "en", "1", "1"],
+    ["text", "en", "1", "0"],
+  ]  # fmt: skip
+  assert "refusal" in after[after.index("Not usable") :]
+
+
+def test_what_a_bucket_cuts_off():
+  made = [
+    {"id": "r0", "status": "kept", "bucket": "64x64", "width": 128,
+     "height": 64},
+    {"id": "r1", "status": "kept", "bucket": "64x64", "width": 80,
+     "height": 80},
+    {"id": "r2", "status": "dropped", "bucket": None, "width": None,
+     "height": None},
+  ]  # fmt: skip
+  results = dataclasses.replace(table_results(rows(3)), buckets=made)
+  assert data_section._cropped(results) == {"64x64": 0.25}
 
 
 def test_before_materialise_and_with_nothing_kept(tmp_path, run):
