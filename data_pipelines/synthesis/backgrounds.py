@@ -12,18 +12,20 @@ from PIL import Image, ImageOps
 
 from data_pipelines import images
 from data_pipelines.errors import InputError
+from data_pipelines.synthesis import colours
 
 KINDS = ("plain", "gradient", "clouds", "stripes", "dots", "grain")
 # WCAG 2.2, success criterion 1.4.3: large text.
 LEAST_CONTRAST = 3.0
 _PHOTO_CHANCE = 0.5  # where the user gave photos; ours
+# "{}" is the colour, where there is one.
 _NAMES = {
-  "plain": ("a plain background", "纯色背景"),
+  "plain": ("a plain {} background", "{}纯色背景"),
   "gradient": ("a gradient", "渐变背景"),
   "clouds": ("a background of soft colours", "柔和的彩色背景"),
-  "stripes": ("a striped background", "条纹背景"),
-  "dots": ("a dotted background", "圆点背景"),
-  "grain": ("a grainy paper background", "粗糙的纸质背景"),
+  "stripes": ("a striped {} background", "{}条纹背景"),
+  "dots": ("a dotted {} background", "{}圆点背景"),
+  "grain": ("grainy {} paper", "粗糙的{}纸质背景"),
   "photo": ("a photo", "照片背景"),
 }
 Ink = tuple[int, int, int]
@@ -58,13 +60,15 @@ def draw(
     The background, or None if the photo that was drawn is unreadable.
   """
   kind = str(rng.choice(KINDS))
+  paper = _paper(rng)
   if photos and rng.random() < _PHOTO_CHANCE:
     kind = "photo"
     path = str(photos[int(rng.integers(len(photos)))])
     image = photo(size, path, (float(rng.random()), float(rng.random())))
   else:
-    image = _painted(kind, size, rng)
-  return image and Background(image, *_NAMES[kind])
+    image = _painted(kind, paper, size, rng)
+  names = zip(_NAMES[kind], colours.name_of(paper))
+  return image and Background(image, *(text.format(c) for text, c in names))
 
 
 def photo(
@@ -92,9 +96,8 @@ def photo(
   )
 
 
-def _painted(kind: str, size, rng) -> Image.Image:
+def _painted(kind: str, paper, size, rng) -> Image.Image:
   """One of `KINDS`; coarse pictures are scaled up, which is fast."""
-  paper = _paper(rng)
   if kind == "plain":
     return Image.new("RGB", size, tuple(int(v) for v in paper))
   if kind == "gradient":

@@ -13,6 +13,7 @@ from PIL import Image
 from data_pipelines.synthesis import (
   backgrounds,
   captions,
+  colours,
   coverage,
   typeset,
   words,
@@ -77,6 +78,7 @@ def draw(
     return Rejected(BAD_PHOTO)
   picture = background.image
   written: list[TextBlock] = []
+  inks: set[tuple[str, str]] = set()
   for part in _parts(language, size, rng):
     made = _set(part, language, face, rng, texts)
     if isinstance(made, Rejected):
@@ -86,6 +88,7 @@ def draw(
     ink = _ink(picture, _shift(block.box, left, top), rng)
     if ink is None:
       return Rejected(NO_CONTRAST)
+    inks.add(colours.name_of(ink))
     picture.paste(ink, (left, top), block.image.getchannel("A"))
     lines = tuple(
       (line.text, polygon_of(_shift(line.box, left, top)))
@@ -95,8 +98,10 @@ def draw(
   layout = layout_of(
     "pure", language, size, [face], written, background.english
   )
-  english = f"An image of text on {background.english}"
-  chinese = f"一张带有文字的图片，{background.chinese}"
+  ink_name, ink_name_chinese = inks.pop() if len(inks) == 1 else ("", "")
+  english = f"An image of {ink_name} text on {background.english}"
+  english = english.replace("  ", " ")
+  chinese = f"一张带有{ink_name_chinese}文字的图片，{background.chinese}"
   caption = captions.of(layout, english, chinese, language, rng)
   kind = f"text-pure-{language.code}"
   return Sample(picture, text_of(layout), caption, kind, layout)

@@ -127,6 +127,7 @@ def test_reasons(tmp_path):
     ("a\u200bb", latin, coverage.INVISIBLE),
     ("a中", latin, coverage.NO_GLYPH), ("क", latin, coverage.NO_GLYPH),
     ("az", made, coverage.NO_GLYPH),  # in the cmap, as .notdef
+    ("b a", made, None), ("ab", made, coverage.NO_GLYPH),  # only after shaping
     ("a\n\u0301", latin, coverage.NO_BASE), ("\u0301", latin, coverage.NO_BASE),
     ("a\u3164a", made, coverage.BLANK),
     ("葛", made, None), ("葛\U000e0100", made, None),

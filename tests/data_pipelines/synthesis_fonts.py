@@ -20,17 +20,23 @@ def faces(code: str) -> tuple[Face, ...]:
 
 
 def made_face(path: str) -> Face:
-  """A font with a variation, a blank letter and a character without a glyph."""
+  """A font with every trap.
+
+  A variation, a blank letter, a character without a glyph, and one that loses
+  its glyph beside another.
+  """
   pen = TTGlyphPen(None)
   for x, y in ((100, 0), (100, 700), (800, 700), (800, 0)):
     (pen.lineTo if x + y > 100 else pen.moveTo)((x, y))
   pen.closePath()
   box, blank = pen.glyph(), TTGlyphPen(None).glyph()
   glyphs = {
-    ".notdef": box, "space": blank, "a": box, "form": box, "variant": box,
+    ".notdef": box, "space": blank, "a": box, "b": box, "form": box,
+    "variant": box,
   }  # fmt: skip
   characters = {
-    " ": "space", "a": "a", "葛": "form", "\u3164": "space", "z": ".notdef",
+    " ": "space", "a": "a", "b": "b", "葛": "form", "\u3164": "space",
+    "z": ".notdef",
   }  # fmt: skip
   builder = fontBuilder.FontBuilder(1000, isTTF=True)
   builder.setupGlyphOrder(list(glyphs))
@@ -44,5 +50,8 @@ def made_face(path: str) -> Face:
   builder.setupNameTable({"familyName": "Made", "styleName": "Regular"})
   builder.setupOS2()
   builder.setupPost()
+  builder.addOpenTypeFeatures(
+    "languagesystem DFLT dflt; feature liga { sub a b by .notdef; } liga;"
+  )
   builder.save(path)
   return Face(path)
