@@ -11,7 +11,8 @@ height, as readers expect), made upright and scaled to 48 px for RapidOCR or 40
 px for Tesseract, and read alone; a polygon in the wrong place costs letters.
 The score is NED, 1 - edit distance / longer length. Compared are NFKC texts
 without direction marks; without spaces, too, in languages that have none
-between words, because Tesseract adds some.
+between words, because Tesseract adds some. Light letters on dark are inverted
+for Tesseract.
 
 `clean` is black text on white, at `--pixels` per em: what is wrong there is
 the fault of shaping, order or boxes, or of the reader. The other strategies
@@ -191,7 +192,9 @@ def tesseract(cuts: list[Cut], model: str, mode: int) -> list[str]:
     folder = pathlib.Path(name)
     paths = [str(folder / f"{i}.png") for i in range(len(cuts))]
     for path, cut in zip(paths, cuts):
-      Image.fromarray(cut.image).save(path)
+      # It was trained on dark letters.
+      dark = np.median(cut.image) < 128
+      Image.fromarray(255 - cut.image if dark else cut.image).save(path)
     (folder / "list.txt").write_text("\n".join(paths) + "\n")
     done = subprocess.run(
       ["tesseract", folder / "list.txt", "stdout", "-l", model,

@@ -24,7 +24,7 @@ from data_pipelines.synthesis.camera import (
 from data_pipelines.synthesis.objects import Object, Part
 
 _COPY = 1.1  # side in the world of one copy of a material
-_EVEN, _DIRECT = 0.7, 0.34  # light from everywhere, and from the sun
+_EVEN, _DIRECT = 0.78, 0.34  # light from everywhere, and from the sun
 DIMMEST = _EVEN  # light on a face that the sun does not reach
 _SHADE = 0.42  # depth of a shadow on the ground
 _DEPTH = {"room": 0.85, "street": 2.4}  # of the wall behind the object
