@@ -25,7 +25,9 @@ _CHINESE_NAMES = {
   "title": "标题", "heading": "小标题", "subtitle": "副标题", "body": "正文",
   "cell": "单元格", "label": "标签", "caption": "说明", "button": "按钮",
   "header": "表头", "footer": "页脚", "number": "数字", "quote": "引文",
-  "item": "条目", "speech": "对白", "narration": "旁白",
+  "paragraph": "段落", "value": "数值", "note": "注释", "option": "选项",
+  "field": "输入框", "page number": "页码", "tagline": "标语", "item": "条目",
+  "speech": "对白", "narration": "旁白",
 }  # fmt: skip
 _ROWS = (("at the top", "上方"), ("", ""), ("at the bottom", "下方"))
 _COLUMNS = (("on the left", "左侧"), ("", ""), ("on the right", "右侧"))
@@ -95,15 +97,17 @@ def _quoted(layout, numbers: list[int], quotes: str, between: str) -> str:
 def _english(layout, scene: str, language: Language, with_places: bool) -> str:
   quotes = _quotes(layout, _ENGLISH_QUOTES)
   manner = "" if language.code == "en" else f" in {language.name}"
-  if language.direction == "ttb":
-    manner += ", written in vertical columns from right to left"
-  groups = _groups(layout)
+  columns = language.direction == "ttb"
+  written = ", in vertical columns from right to left" if columns else ""
   if len(layout["blocks"]) == 1:
     place = f" {place_of(layout, 0)[0]}" if with_places else ""
     text = _quoted(layout, [0], quotes, "")
-    return f"{scene}, with text{manner}{place} that reads {text}."
-  sentences = [f"{scene}, with text{manner}."]
-  for role, numbers in groups:
+    comma = "," if written else ""
+    which = f"{manner}{place}{written}{comma}"
+    return f"{scene}, with text{which} that reads {text}."
+  language_told = f", with text{manner}{written}" if manner else ""
+  sentences = [f"{scene}{language_told}."]
+  for role, numbers in _groups(layout):
     one, many = _ENGLISH_NAMES.get(role, (role, f"{role}s"))
     text = _quoted(layout, numbers, quotes, ", ")
     if len(numbers) > 1:

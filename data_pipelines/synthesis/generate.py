@@ -81,6 +81,10 @@ class Options:
         raise InputError(
           f"{what} {list(values)} must be some of {', '.join(known)}."
         )
+    if not pairs_of(self):
+      raise InputError(
+        "Templates have no vertical text; add a strategy or a language."
+      )
     if self.count < 1 or not self.sizes or self.seed < 0:
       raise InputError(
         "Synthesis needs at least one image, one size and a seed of 0 or more."
@@ -206,13 +210,21 @@ def source_of(job: Job) -> dict[str, Any]:
   return json.loads(json.dumps({**source, **fields}))
 
 
+def pairs_of(options: Options) -> list[tuple[str, str]]:
+  """(strategy, language) in turn; typst sets no columns."""
+  return [
+    (strategy, code)
+    for code in options.languages
+    for strategy in options.strategies
+    if strategy != "template" or LANGUAGES[code].direction != "ttb"
+  ]
+
+
 def make(job: Job, index: int) -> _Made:
   """Draws image number `index`; each from its own stream of numbers."""
   options = job.options
-  strategies, languages = options.strategies, options.languages
-  strategy = strategies[index % len(strategies)]
-  # Strategies first, so that every language has every strategy.
-  code = languages[index // len(strategies) % len(languages)]
+  pairs = pairs_of(options)
+  strategy, code = pairs[index % len(pairs)]
   name = f"synthesis-{options.seed}-{index:08d}"
   reasons: list[str] = []
   for attempt in range(_TRIES):

@@ -121,6 +121,13 @@ def test_a_sample_that_fails_ten_times_is_quarantined(tmp_path, monkeypatch):
   }  # fmt: skip
 
 
+def test_every_language_has_every_strategy_that_can_draw_it():
+  pairs = generate.pairs_of(Options(count=1))
+  assert len(pairs) == len(set(pairs)) == 3 * 8 - 1
+  assert ("template", "zh-vertical") not in pairs
+  assert [strategy for strategy, _ in pairs[:3]] == list(generate.STRATEGIES)
+
+
 def test_png_is_lossless_and_jpeg_is_small(made, tmp_path):
   generate.generate(tmp_path / "jpeg", options(encoding="jpeg"), processes=1)
   for png, jpeg in zip(records_of(made[0]), records_of(tmp_path / "jpeg")):
@@ -157,6 +164,7 @@ def test_the_loader_and_the_offline_pipeline_read_it(made, tmp_path):
 
 @pytest.mark.parametrize("fields, message", [
   ({"strategies": ("fancy",)}, "strategies"), ({"languages": ()}, "languages"),
+  ({"strategies": ("template",), "languages": ("zh-vertical",)}, "vertical"),
   ({"count": 0}, "at least one image"), ({"seed": -1}, "seed"),
   ({"sizes": ((64, 512),)}, "128 to 4096"), ({"encoding": "gif"}, "format"),
 ])  # fmt: skip

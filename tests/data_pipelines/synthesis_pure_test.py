@@ -194,6 +194,20 @@ def test_captions_name_places_and_choose_quotes():
   )
   assert '“say "hi"”' in caption and "“one”, “two”" in caption
   assert "The cells read" in caption
+  vertical = LANGUAGES["zh-vertical"]
+  layout = layout_of("pure", vertical, (100, 100), [face], blocks[1:2], "")
+  made = {
+    captions.of(layout, "A sign", "牌子", vertical, np.random.default_rng(i))
+    for i in range(20)
+  }
+  assert made == {
+    "A sign, with text in Chinese, in vertical columns from right to left, "
+    'that reads "one".',
+    "A sign, with text in Chinese at the top on the left, in vertical columns "
+    'from right to left, that reads "one".',
+    "牌子，文字从右到左竖排，上面写着“one”。",
+    "牌子，文字从右到左竖排，左侧上方写着“one”。",
+  }
 
 
 def test_backgrounds_and_contrast(tmp_path):
