@@ -28,6 +28,9 @@ from data_pipelines.synthesis.sample import Box
 from data_pipelines.synthesis.template_text import Ink, Piece
 
 FOLDER = pathlib.Path(__file__).with_name("templates")
+NO_ROOM = "text has no room"
+LEFT_OUT = "text was left out"
+LEAVES_FRAME = "text leaves its frame"
 _MARKS = (
   "(query(<piece>) + query(<frame>)).map(m => {"
   "let p = m.location().position();"
@@ -88,8 +91,9 @@ def typeset(
 
   Args:
     template: name of a file in `FOLDER`, without suffix.
-    data: what the template reads, with "w" and "h" in pixels, and
-      "edges", how far lines reach above and below their baseline in em.
+    data: what the template reads, with "w" and "h", the size in pixels,
+      "edges", how far lines reach above and below their baseline and the gap
+      between them in em, and "smallest", the least pixels per em.
     texts: it refers to them by number; each must be drawn exactly once.
     language: of the texts.
     faces: of the texts, and others of the language.
@@ -99,18 +103,22 @@ def typeset(
   """
   compiler = _compiler(template, faces)
   described = [_described(t, language, data["edges"], faces) for t in texts]
+  # typst would spend a minute on a long text before it were refused.
+  least = data["smallest"] ** 2 * sum(data["edges"])
+  if sum(d["length"] for d in described) * least > data["w"] * data["h"]:
+    return NO_ROOM
   sent = {**data, "texts": described}
   image = compiler.compile(
     format="png", ppi=72.0, sys_inputs={"data": json.dumps(sent)}
   )
   if isinstance(image, list):
-    return "text leaves the page"
+    return NO_ROOM
   marks = json.loads(compiler.eval(_MARKS))
   ends = {tuple(v[:2]): (v[2], x, y) for v, _, x, y in marks if len(v) == 3}
   lines = []
   for number, text in enumerate(texts):
     if any((number, k) not in ends for k in range(len(text.pieces))):
-      return "text was left out"
+      return LEFT_OUT
     lines.append(_lines(number, text, ends, language))
   page = (list(range(len(texts))), data["w"], data["h"])
   frames = [
@@ -121,7 +129,7 @@ def typeset(
     for number in numbers:
       for line in lines[number]:
         if not _inside(line.box, (x, y, x + width, y + height)):
-          return "text leaves its frame"
+          return LEAVES_FRAME
   return Page(Image.open(io.BytesIO(image)).convert("RGB"), tuple(lines))
 
 

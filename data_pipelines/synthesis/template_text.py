@@ -13,6 +13,7 @@ import unicodedata
 
 import regex
 import uharfbuzz as hb
+from fontTools.pens.boundsPen import BoundsPen
 
 from data_pipelines.synthesis import breaking
 from data_pipelines.synthesis.fonts import Face
@@ -96,6 +97,14 @@ def _font(face: Face) -> tuple[hb.Font, int]:
 
 
 @functools.lru_cache(maxsize=65536)
+def _outline(face: Face, glyph: int) -> tuple[float, ...] | None:
+  """Exact bounds in units of the font; HarfBuzz's hold control points too."""
+  pen = BoundsPen(None)
+  _font(face)[0].draw_glyph_with_pen(glyph, pen)
+  return pen.bounds
+
+
+@functools.lru_cache(maxsize=65536)
 def ink(text: str, rtl: bool, face: Face, language: Language) -> Ink:
   """The ink of a piece.
 
@@ -114,11 +123,11 @@ def ink(text: str, rtl: bool, face: Face, language: Language) -> Ink:
   hb.shape(font, buffer)
   x, spans = 0, []
   for info, place in zip(buffer.glyph_infos, buffer.glyph_positions):
-    extents = font.get_glyph_extents(info.codepoint)
-    if extents and extents.width and extents.height:
-      left = x + place.x_offset + extents.x_bearing
-      top = place.y_offset + extents.y_bearing
-      spans.append((left, -top, left + extents.width, -(top + extents.height)))
+    bounds = _outline(face, info.codepoint)
+    if bounds:
+      left, right = (x + place.x_offset + v for v in bounds[::2])
+      bottom, top = (place.y_offset + v for v in bounds[1::2])
+      spans.append((left, -top, right, -bottom))
     x += place.x_advance
   if not spans:
     return Ink(x / upem, None)
