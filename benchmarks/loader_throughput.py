@@ -2,6 +2,7 @@
 """Does the loader keep up with the 7.1 B step?
 
     python benchmarks/loader_throughput.py
+    python benchmarks/loader_throughput.py --side=256 --photos --threads=2
     python benchmarks/loader_throughput.py --side=1024 --photos \\
       --json=loader.json
     python benchmarks/loader_throughput.py --data=DATA --threads=16
@@ -67,7 +68,9 @@ class Result:
     batch_size: rows of this host per step.
     step_seconds: length of the simulated step.
     cpu_ms_per_row: CPU time of one row, read in the calling thread.
+    cpu_ms_per_image: the same by image; a row of an edit has several.
     rows_per_second: with threads, without a pause.
+    images_per_second: the same by image.
     mb_per_second: of the arrays of those rows, in 10^6 bytes.
     first_batch_seconds: until the first batch; not in `wait_share`.
     wait_share: share of the paced run that was spent waiting for data.
@@ -81,7 +84,9 @@ class Result:
   batch_size: int
   step_seconds: float
   cpu_ms_per_row: float
+  cpu_ms_per_image: float
   rows_per_second: float
+  images_per_second: float
   mb_per_second: float
   first_batch_seconds: float
   wait_share: float
@@ -199,6 +204,12 @@ def take(loader: Loader, steps: int, seconds: float) -> tuple:
   return first, waits, size
 
 
+def images_per_row(loader: Loader, steps: int) -> float:
+  """Targets and references of the first steps, by row."""
+  programs = [loader.peek(step)[0] for step in range(steps)]
+  return sum(1 + len(p.key.references) for p in programs) / steps
+
+
 def measure(config: LoaderConfig, transform, steps: int, seconds: float):
   """The three runs over one dataset; see the module docstring."""
   (resolution,) = config.resolutions.values()
@@ -208,11 +219,13 @@ def measure(config: LoaderConfig, transform, steps: int, seconds: float):
   start = time.process_time()
   count = sum(1 for _ in itertools.islice(batches, max(1, 200 // rows)))
   cpu = (time.process_time() - start) / (count * rows)
+  cpu_per_image = cpu / images_per_row(alone, count)
   alone.close()
   burst = Loader(config, transform)
   start = time.perf_counter()
   _, waits, size = take(burst, steps, 0.0)
   elapsed = time.perf_counter() - start
+  rate, images = (steps + 1) * rows / elapsed, images_per_row(burst, steps + 1)
   burst.close()
   paced = Loader(config, transform)
   first, waits, _ = take(paced, steps, seconds)
@@ -220,7 +233,8 @@ def measure(config: LoaderConfig, transform, steps: int, seconds: float):
   side = max(resolution.buckets[0])
   return Result(
     side=side, threads=config.threads, batch_size=rows, step_seconds=seconds,
-    cpu_ms_per_row=1000 * cpu, rows_per_second=(steps + 1) * rows / elapsed,
+    cpu_ms_per_row=1000 * cpu, cpu_ms_per_image=1000 * cpu_per_image,
+    rows_per_second=rate, images_per_second=rate * images,
     mb_per_second=size / steps * (steps + 1) / elapsed / 1e6,
     first_batch_seconds=first,
     wait_share=sum(waits) / (sum(waits) + steps * seconds),
@@ -236,10 +250,11 @@ def text(result: Result) -> str:
   return (
     f"{r.side} px, {r.batch_size} rows per step of {r.step_seconds:.2f} s, "
     f"{r.threads} threads\n"
-    f"a row costs {r.cpu_ms_per_row:.1f} ms of CPU: one core gives "
-    f"{1000 / r.cpu_ms_per_row:.0f} rows/s\n"
+    f"a row costs {r.cpu_ms_per_row:.2f} ms of CPU, an image "
+    f"{r.cpu_ms_per_image:.2f}: one core gives "
+    f"{1000 / r.cpu_ms_per_image:.0f} images/s\n"
     f"without a pause: {r.rows_per_second:.1f} rows/s, "
-    f"{r.mb_per_second:.0f} MB/s\n"
+    f"{r.images_per_second:.1f} images/s, {r.mb_per_second:.0f} MB/s\n"
     f"the step needs {r.needed_rows_per_second:.1f} rows/s, that is "
     f"{r.needed_cores:.2f} cores\n"
     f"waiting for data: {r.wait_share:.2%} of the time, at most "
@@ -265,7 +280,7 @@ def main() -> int:
     result = measure(
       LoaderConfig(
         (path,), {"all": Resolution(buckets, values.batch_size)},
-        (Phase(0, {"all": 1.0}),), threads=values.threads,
+        (Phase(0, {"all": 1.0}),), threads=values.threads, repeat_small=True,
       ),
       flow_transform(conditioner, config.data), values.steps, seconds,
     )  # fmt: skip

@@ -83,6 +83,17 @@ def test_textures_are_a_dataset_of_photographs_size(program, tmp_path):
   dataset.close()
 
 
+def test_images_are_counted_with_their_references(program):
+  class Planned:
+    def peek(self, step):
+      references = (None,) * (step % 3)
+      key = types.SimpleNamespace(references=references)
+      return types.SimpleNamespace(key=key), None
+
+  assert program.images_per_row(Planned(), 6) == 2.0  # 1, 2, 3, 1, 2, 3
+  assert program.images_per_row(Planned(), 1) == 1.0
+
+
 def test_the_program_measures_and_writes(
   program, tmp_path, monkeypatch, capsys
 ):
@@ -99,6 +110,12 @@ def test_the_program_measures_and_writes(
   assert found["needed_cores"] == pytest.approx(
     found["cpu_ms_per_row"] / 1000 * 200
   )
+  # An edit has two images or more; most steps have none.
+  for ratio in (
+    found["images_per_second"] / found["rows_per_second"],
+    found["cpu_ms_per_row"] / found["cpu_ms_per_image"],
+  ):
+    assert 1 <= ratio <= 2
   assert 0 <= found["wait_share"] < 1 and found["mb_per_second"] > 0
   assert "waiting for data" in capsys.readouterr().out
   values.max_wait = -1.0
