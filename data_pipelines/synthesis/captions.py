@@ -19,6 +19,7 @@ _CHINESE_QUOTES = ("“”", "「」", "『』", '""')
 # Of roles that do not go by their own name; singular, plural.
 _ENGLISH_NAMES = {
   "body": ("text", "texts"),
+  "speech": ("speech bubble", "speech bubbles"),
   "": ("text", "texts"),
 }
 _CHINESE_NAMES = {
@@ -27,7 +28,8 @@ _CHINESE_NAMES = {
   "header": "表头", "footer": "页脚", "number": "数字", "quote": "引文",
   "paragraph": "段落", "value": "数值", "note": "注释", "option": "选项",
   "field": "输入框", "page number": "页码", "tagline": "标语", "item": "条目",
-  "speech": "对白", "narration": "旁白",
+  "speech": "对白", "narration": "旁白", "menu item": "菜单项",
+  "navigation item": "导航项", "tab": "标签页",
 }  # fmt: skip
 _ROWS = (("at the top", "上方"), ("", ""), ("at the bottom", "下方"))
 _COLUMNS = (("on the left", "左侧"), ("", ""), ("on the right", "右侧"))
