@@ -65,6 +65,10 @@ class Rules:
   limits: Limits = dataclasses.field(default_factory=Limits)
 
 
+class _Misfit(Unusable):
+  """A good picture that cannot fill the size of this very pair."""
+
+
 class Supply:
   """The inputs of one pair; every call gives another one."""
 
@@ -184,6 +188,8 @@ class Supply:
       source = self._left[kind].pop(0)
       try:
         found = self._picture(source, kind)
+      except _Misfit:
+        continue
       except Unusable as error:
         self._note(source, error)
         continue
@@ -207,6 +213,7 @@ class Supply:
     same = image.size == (bucket.width, bucket.height)
     if not same:
       image = Image.fromarray(fit(image, bucket, len(image.mode)))
+    self._size = image.size
     if same:
       self._originals.append((image, loaded.encoded))
     named = loaded.name if loaded.name != OBJECT else None
@@ -216,13 +223,13 @@ class Supply:
     )  # fmt: skip
 
   def _bucket(self, size: tuple[int, int]) -> Bucket:
-    """Where a picture goes; the first of a pair decides its size."""
+    """Where a picture goes: the first one of a pair decides the size."""
     sizes = [self._size] if self._size else self.rules.sizes
     buckets = [Bucket(height, width) for width, height in sizes]
     found = assign(*size, buckets, 1.0)
     if found < 0:
-      raise Unusable(f"picture too small ({size[0]} x {size[1]}; --sizes)")
-    self._size = self._size or (buckets[found].width, buckets[found].height)
+      sort = _Misfit if self._size else Unusable
+      raise sort(f"picture too small ({size[0]} x {size[1]}; --sizes)")
     return buckets[found]
 
   def _thing(self, source: catalogue.Source) -> Thing:

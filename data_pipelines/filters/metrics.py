@@ -93,14 +93,14 @@ def _misleading(record: codec.Record) -> dict[str, Any]:
   """Nulls in place of what says nothing about pairs of `edit_pairs`.
 
   Their masks say exactly what changed and what stayed: cells average noise
-  away, and a map of edges resembles nothing and has few shades of grey.
+  away, a map of edges resembles nothing, and plain or transparent backgrounds
+  are flat because they were asked for.
   """
   mask = record.provenance.get("mask")
   scope = mask.get("scope") if isinstance(mask, dict) else None
   if scope not in ("part", "whole", "redrawn"):
     return {}
-  known: dict[str, Any] = {"edit_change": None, "edit_similarity": None}
-  return known | ({"entropy": None} if scope == "redrawn" else {})
+  return {"entropy": None, "edit_change": None, "edit_similarity": None}
 
 
 def caption_only(

@@ -180,3 +180,19 @@ def test_the_first_picture_decides_the_size_of_a_pair(tmp_path):
     given = supply(sources[::order], sizes, pictures=1, places=1)
     assert given.picture().image.size == size
     assert given.place().image.size == size and given.size == size
+
+
+def test_a_picture_of_another_shape_is_no_problem(tmp_path):
+  for name, size in (("a", (160, 128)), ("b", (128, 160)), ("c", (90, 90))):
+    data = encoded(picture(0, size), "PNG")
+    (tmp_path / f"{name}.png").write_bytes(data)
+  sources = catalogue.find([str(tmp_path)])
+  given = supply(sources, ((160, 128), (128, 160)), places=1)
+  assert given.place().id.endswith("a.png")
+  with pytest.raises(Unusable, match="no usable background"):
+    given.place()
+  assert given.problems == []
+  first = supply(sources[2:], places=1)
+  with pytest.raises(Unusable):
+    first.place()
+  assert "too small (90 x 90" in first.problems[0][1]

@@ -207,7 +207,7 @@ def test_a_stage_takes_the_pairs_and_their_masks_stay_true(tmp_path):
       filters__entropy__min_entropy=2.0, encoding__rgb="auto"),
   )  # fmt: skip
   manifest = json.loads((tmp_path / "out/manifest.json").read_text())
-  assert manifest["dropped"]["edit"] == 0
+  assert manifest["dropped"]["edit"] == manifest["dropped"]["entropy"] == 0
   kept = all_records(tmp_path / "out")
   assert len(kept) > 0.75 * len(given)
   kinds = {r.kind for r in kept.values()}
