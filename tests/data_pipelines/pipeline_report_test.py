@@ -15,6 +15,7 @@ import dirty_scores
 import numpy as np
 import pyarrow as pa
 import pytest
+from chart_rects import rects
 from metric_table import rows
 from PIL import Image
 
@@ -330,44 +331,6 @@ def test_what_is_lost_after_the_filters_is_in_the_sum():
   assert funnel[-1][:4] == ["bucket", "5", "3", "1"]
   text = re.sub("<[^>]*>", "", page._sum(results))
   assert text == "8 in = 3 kept + 3 dropped + 2 quarantined"
-
-
-def rects(svg, colour):
-  pattern = rf'width="([\d.]+)" height="([\d.]+)" fill="{colour}"'
-  return [(float(w), float(h)) for w, h in re.findall(pattern, svg)]
-
-
-def test_histograms_show_counts_and_bounds():
-  values = np.array([1.0] * 30 + [5.0] * 60 + [9.0] * 15 + [np.nan])
-  svg = charts.histogram(values, low=3.0, title="a & b")
-  assert "a &amp; b" in svg and ">60<" in svg
-  ((_, low),) = rects(svg, charts.DROPPED)
-  (_, high), (_, last) = rects(svg, charts.KEPT)
-  assert high == pytest.approx(2 * low, rel=0.02)
-  assert low == pytest.approx(2 * last, rel=0.02)
-  line = float(re.search(rf'd="M([\d.]+) [^>]*{charts.LINE}', svg)[1])
-  starts = [float(x) for x in re.findall(r'<rect x="([\d.]+)"', svg)]
-  # Kept bars are drawn first: 5, then 9; then what was dropped, 1.
-  assert starts[2] < line < starts[0]
-  share = (line - 40) / (440 - 6 - 40)
-  assert share == pytest.approx((3 - 1) / (9 - 1), abs=0.02)
-  assert charts.histogram(np.array([np.nan])) == ""
-  assert rects(charts.histogram(np.ones(5)), charts.KEPT)
-
-
-def test_wide_ranges_are_logarithmic():
-  values = np.logspace(0, 5, 400)
-  svg = charts.histogram(values, high=1000.0, title="size")
-  assert "size (log scale)" in svg
-  line = float(re.search(rf'd="M([\d.]+) [^>]*{charts.LINE}', svg)[1])
-  assert (line - 40) / (440 - 6 - 40) == pytest.approx(3 / 5, abs=0.02)
-
-
-def test_bars_are_proportional():
-  svg = charts.bars({"en": (100, 80), "zh": (25, 0)}, "language")
-  assert [w for w, _ in rects(svg, charts.DROPPED)] == [220, 55]
-  assert [w for w, _ in rects(svg, charts.KEPT)] == [176, 0]
-  assert ">80 of 100<" in svg and ">0 of 25<" in svg
 
 
 def test_allowed_words_are_bars():
