@@ -6,9 +6,10 @@
 
 Held-out prompts and edits of shapes and glyphs, the same starting noise for
 both, each sampled as its own run says (--steps and --guidance override it for
-both). The reward of text to image is half the share of right properties and
-half whether all are right, that of edits is O, as in training; the share of
-images with every property right stands beside it. Writes results.json and
+both). The reward is that of training: half the share of right properties and
+half whether all are right, of edits times the share of pixels that were left
+alone (P). The share of images with every property right stands beside it, and
+of edits O, which goes by pixels alone. Writes results.json and
 report.html with the pictures of both side by side. About a minute on two CPU
 cores.
 """
@@ -32,20 +33,22 @@ _SIDES = ("before", "after")
 def reward(judged: suite.Judged) -> float:
   """The rule reward of one image, as `rewards.rules` gives it."""
   figures = judged.figures
-  if judged.case.suite == "edit":
-    return figures["O"]
-  return 0.5 * (figures["atoms"] + figures["all"])
+  marks = 0.5 * (figures["atoms"] + figures["all"])
+  return marks * figures["P"] if judged.case.suite == "edit" else marks
 
 
 def cell(judged: Sequence[suite.Judged]) -> dict:
   """Mean reward, share of right images with its interval, number."""
   right = [bool(j.figures["all"]) for j in judged]
-  return {
+  found = {
     "reward": statistics.fmean(map(reward, judged)),
     "all": statistics.fmean(right),
     "interval": wilson(sum(right), len(right)),
     "n": len(right),
   }
+  if all("O" in j.figures for j in judged):
+    found["O"] = statistics.fmean(j.figures["O"] for j in judged)
+  return found
 
 
 def scores(judged: Sequence[suite.Judged]) -> dict[str, dict]:
@@ -54,25 +57,28 @@ def scores(judged: Sequence[suite.Judged]) -> dict[str, dict]:
   out = {k: cell([j for j in judged if j.case.kind == k]) for k in kinds}
   means = {
     name: statistics.fmean(c[name] for c in out.values())
-    for name in ("reward", "all")
+    for name in ("reward", "all", "O")
+    if all(name in c for c in out.values())
   }
   return out | {"mean": means}
 
 
 def gain_table(sides: dict[str, dict]) -> str:
-  """One row per kind: both rewards, the gain, both shares."""
-  header = ("Kind", "Reward before", "after", "gain", "All right before",
-            "after")  # fmt: skip
+  """One row per kind: both rewards, the gain, both shares, of edits both O."""
+  header = ["Kind", "Reward before", "after", "gain", "All right before",
+            "after"]  # fmt: skip
+  pixels = "O" in sides["before"]["mean"]
+  if pixels:
+    header += ["O before", "after"]
   rows = []
   for kind in sides["before"]:
     old, new = (sides[side][kind] for side in _SIDES)
-    rows.append(
-      (
-        kind, f"{old['reward']:.3f}", f"{new['reward']:.3f}",
-        f"{new['reward'] - old['reward']:+.3f}", f"{old['all']:.2f}",
-        f"{new['all']:.2f}",
-      )
-    )  # fmt: skip
+    row = [
+      kind, f"{old['reward']:.3f}", f"{new['reward']:.3f}",
+      f"{new['reward'] - old['reward']:+.3f}", f"{old['all']:.2f}",
+      f"{new['all']:.2f}",
+    ]  # fmt: skip
+    rows.append(row + [f"{c['O']:.2f}" for c in (old, new) if pixels])
   return report.table(header, rows)
 
 

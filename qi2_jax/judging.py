@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from data_pipelines.shapes import checker, grader
-from data_pipelines.shapes.atoms import atoms_of
+from data_pipelines.shapes.atoms import atoms_of, atoms_of_edit
 from qi2_jax import evaluate_vae
 from qi2_jax.errors import InputError
 from qi2_jax.evaluation import image_metrics
@@ -28,10 +28,32 @@ def _check(image: np.ndarray, prompt: str) -> dict[str, bool] | None:
   return None if atoms is None else checker.check(image, atoms)
 
 
+def _check_edit(
+  instruction: str, source: np.ndarray, target: np.ndarray, result: np.ndarray
+) -> tuple[dict[str, bool], float] | None:
+  """Rules of an edit's result, and how much of the rest was left alone."""
+  atoms = atoms_of_edit(instruction, target)
+  if atoms is None:
+    return None
+  _, kept, _ = checker.edit_scores(source, target, result)
+  return checker.check(result, atoms), kept
+
+
 def _grade(image: np.ndarray, prompt: str) -> float | None:
   """How near an image is to the rules; None as `_check`."""
   atoms = atoms_of(prompt)
   return None if atoms is None else grader.grade(image, atoms)
+
+
+def _grade_edit(
+  instruction: str, source: np.ndarray, target: np.ndarray, result: np.ndarray
+) -> float | None:
+  """How near a result is to the rules and to the one that is right."""
+  atoms = atoms_of_edit(instruction, target)
+  if atoms is None:
+    return None
+  near = grader.grade_edit(source, target, result)
+  return 0.5 * (near + grader.grade(result, atoms))
 
 
 def _wanted(prompt: str) -> str | None:
@@ -124,8 +146,8 @@ def rewards(section) -> dict[str, Score]:
     return scorers[path]
 
   found = rollout_rewards.built_in(
-    rules.rules(_check, checker.edit_scores),
-    rules.grades(_grade, grader.grade_edit),
+    rules.rules(_check, _check_edit),
+    rules.grades(_grade, _grade_edit),
   )
   for name in section.use:
     if name in _LOADED:

@@ -41,8 +41,8 @@ def sides():
 def test_rewards_are_those_of_training(program):
   values = [program.reward(one) for one in sides()["before"]]
   assert values == [0.25, 1.0, 0.0]
-  edit = judged("move", 0, "edit", O=0.7, all=0.0, atoms=0.0)
-  assert program.reward(edit) == 0.7
+  edit = judged("move", 0, "edit", O=0.7, P=0.5, all=0.0, atoms=0.8)
+  assert program.reward(edit) == pytest.approx(0.2)
 
 
 def test_means_are_over_kinds(program):
@@ -63,3 +63,14 @@ def test_the_page_shows_both_sides(program):
   text = program.page(results, {"t2i": some}, {"t2i": images})
   assert "+0.375" in text and "tiny" in text
   assert text.count("<img") == 6
+
+
+def test_edits_have_a_column_for_the_pixels(program):
+  figures = {"P": 1.0, "all": 1.0, "atoms": 1.0}
+  old, new = (judged("move", 0, "edit", O=o, **figures) for o in (0.25, 0.75))
+  found = {"before": program.scores([old]), "after": program.scores([new])}
+  assert found["after"]["mean"]["O"] == 0.75
+  table = program.gain_table(found)
+  assert "O before" in table and "0.25" in table and "0.75" in table
+  text = {side: program.scores(some) for side, some in sides().items()}
+  assert "O before" not in program.gain_table(text)

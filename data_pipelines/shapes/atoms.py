@@ -8,6 +8,10 @@ prompts is small enough to be read without doubt.
 import re
 from typing import Any
 
+import numpy as np
+
+from data_pipelines.shapes import checker, reader
+from data_pipelines.shapes import colour as colours
 from data_pipelines.shapes import vocabulary as vocab
 
 _SINGULAR = {plural: shape for shape, plural in vocab.PLURALS.items()}
@@ -28,6 +32,8 @@ _TEXT = re.compile(
   rf"the (?:letter|digit|word) (\S+) in ({_any(vocab.COLOURS)})"
 )
 
+_RETEXT = re.compile(r"change the (?:letter|digit) to (\S+)")
+
 
 def atoms_of(prompt: str) -> dict[str, Any] | None:
   """The atoms that a prompt stands for; None if it is of another language."""
@@ -46,3 +52,29 @@ def atoms_of(prompt: str) -> dict[str, Any] | None:
     thing = {"colour": found[2], "shape": shape}
     return {"objects": [dict(thing) for _ in range(count)]}
   return None
+
+
+def atoms_of_edit(
+  instruction: str, target: np.ndarray
+) -> dict[str, Any] | None:
+  """The atoms of an edit's right result, read off that image.
+
+  Args:
+    instruction: of `edits`.
+    target: uint8 [H, W, 3], the right result.
+
+  Returns:
+    Atoms as those of `edits`, in any order; None where the target is no scene
+    of shapes or glyphs.
+  """
+  if found := _RETEXT.fullmatch(instruction):
+    colour = reader.dominant_colour(colours.palette_labels(target))
+    return {"text": found[1], "colour": colour} if colour else None
+  objects = checker.find_objects(target)
+  if not all(thing.shape for thing in objects):
+    return None
+  return {
+    "objects": [
+      {"colour": o.colour, "shape": o.shape, "place": o.place} for o in objects
+    ]
+  }

@@ -34,7 +34,7 @@ def grade(image: np.ndarray, atoms: dict[str, Any]) -> float:
     atoms: as documented in `prompts`.
 
   Returns:
-    From 0 (empty, or nothing of what was asked for) to 1. Every object or
+    From 0 (nothing of what was asked for) to 1. Every object or
     character has the mean of its properties; what is missing and what is too
     much count as 0.
   """
@@ -42,8 +42,8 @@ def grade(image: np.ndarray, atoms: dict[str, Any]) -> float:
     return _text_grade(image, atoms)
   wanted = atoms["objects"]
   found = checker.components(colours.palette_labels(image))
-  if not found:
-    return 0.0
+  if not wanted or not found:
+    return float(not wanted and not found)
   grades = np.array(
     [[_object_grade(image, mask, thing) for _, mask in found]
      for thing in wanted]

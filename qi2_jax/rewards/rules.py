@@ -14,13 +14,15 @@ from qi2_jax.rewards.protocol import Image, Prompt, Score
 # `(image, prompt text) -> {property: right or not, "all": ...}`, or None for
 # a prompt without rules.
 Check = Callable[[Image, str], dict[str, bool] | None]
-# `(source, target, result) -> (E, P, O)`: changed and kept shares, and the
-# root of their product.
-EditScores = Callable[[Image, Image, Image], tuple[float, float, float]]
+# `(instruction, source, target, result) -> (as Check, share of the rest that
+# is unchanged)`, or None for an edit without rules.
+CheckEdit = Callable[
+  [str, Image, Image, Image], tuple[dict[str, bool], float] | None
+]
 # `(image, prompt text) -> [0, 1]`, or None for a prompt without rules.
 Grade = Callable[[Image, str], float | None]
-# `(source, target, result) -> [0, 1]`.
-GradeEdit = Callable[[Image, Image, Image], float]
+# `(instruction, source, target, result) -> [0, 1]`, None as above.
+GradeEdit = Callable[[str, Image, Image, Image], float | None]
 
 # Beyond this an image is as good as equal, in dB.
 _HIGHEST_PSNR = 50.0
@@ -28,28 +30,35 @@ _HIGHEST_PSNR = 50.0
 _CHANGED = 24
 
 
-def rules(check: Check, edit_scores: EditScores) -> Score:
+def rules(check: Check, check_edit: CheckEdit) -> Score:
   """The reward `rules` in [0, 1].
 
-  Text to image: half for the share of right properties, which a model that
-  knows little can climb, and half for all of them. Edits: O. Ours.
+  Half for the share of right properties, which a model that knows little can
+  climb, and half for all of them; for edits times the share of pixels that
+  are as they should be among those that had to stay. Ours.
 
   Args:
     check: rules of text to image.
-    edit_scores: of edits with a known result.
+    check_edit: of edits with a known result.
 
   Returns:
     A reward that fails (NaN) for prompts without rules.
   """
 
-  def share(image: Image, text: str) -> float | None:
+  def of_text(image: Image, text: str) -> float | None:
     passed = check(image, text)
-    if passed is None:
-      return None
-    parts = [right for name, right in passed.items() if name != "all"]
-    return 0.5 * float(np.mean(parts)) + 0.5 * float(passed["all"])
+    return None if passed is None else _marks(passed)
 
-  return _by_task("rules", share, lambda *given: edit_scores(*given)[2])
+  def of_edit(text: str, source: Image, target: Image, result: Image):
+    found = check_edit(text, source, target, result)
+    return None if found is None else _marks(found[0]) * found[1]
+
+  return _by_task("rules", of_text, of_edit)
+
+
+def _marks(passed: dict[str, bool]) -> float:
+  parts = [right for name, right in passed.items() if name != "all"]
+  return 0.5 * float(np.mean(parts)) + 0.5 * float(passed["all"])
 
 
 def grades(grade: Grade, grade_edit: GradeEdit) -> Score:
@@ -75,10 +84,11 @@ def _by_task(name: str, of_text: Grade, of_edit: GradeEdit) -> Score:
   def one(image: Image, prompt: Prompt, references) -> float:
     if not references:
       value = of_text(image, prompt.text)
-      return np.nan if value is None else value
-    if prompt.target is None:
-      return np.nan
-    return of_edit(references[0], prompt.target, image)
+    elif prompt.target is None:
+      value = None
+    else:
+      value = of_edit(prompt.text, references[0], prompt.target, image)
+    return np.nan if value is None else value
 
   def score(images, prompts, references):
     values = [one(*given) for given in zip(images, prompts, references)]

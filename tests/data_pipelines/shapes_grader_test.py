@@ -120,3 +120,6 @@ def test_an_empty_result_and_an_empty_target():
   empty = drawn(Scene(()))
   assert grader.grade_edit(source, target, empty) < 0.5
   assert grader.grade_edit(source, empty, empty) == 1.0
+  # Nothing was asked for, and what is there is wrong.
+  assert grader.grade(empty, {"objects": []}) == 1.0
+  assert grader.grade(source, {"objects": []}) == 0.0

@@ -20,7 +20,7 @@ def test_rules_judge_by_the_checker():
   good, other = example(seed=0), example(seed=1)
   score = rules.rules(
     lambda image, text: checker.check(image, good.atoms) if text else None,
-    checker.edit_scores,
+    lambda *edit: None,
   )
   images = [render(e.scene, 64, 64) for e in (good, other, good)]
   asked = [protocol.Prompt(t) for t in ("x", "x", "")]
@@ -37,6 +37,13 @@ def edit(seed=0):
   return [render(scene, 64, 64) for scene in (made.source, made.target)]
 
 
+def check_edit(instruction, source, target, result):
+  """All or nothing by the pixels that had to change."""
+  changed, kept, _ = checker.edit_scores(source, target, result)
+  right = {"colour": changed > 0.5, "shape": True}
+  return right | {"all": changed > 0.5}, kept
+
+
 def test_edits_are_judged_by_what_had_to_change_and_to_stay():
   source, target = edit()
   asked = [protocol.Prompt("edit", "edit", target)] * 3
@@ -44,9 +51,10 @@ def test_edits_are_judged_by_what_had_to_change_and_to_stay():
   kept = ~rules.edited_region(source, target)
   spoilt[kept] = 255 - spoilt[kept]
   images, sources = [target, source, spoilt], [(source,)] * 3
-  score = rules.rules(lambda image, text: None, checker.edit_scores)
+  score = rules.rules(lambda image, text: None, check_edit)
   values = score(images, asked, sources)["rules"]
-  assert values[0] == 1.0 and values[1] == 0.0 and values[2] < 0.1
+  # The source is right in one of two properties, and leaves the rest alone.
+  assert values[0] == 1.0 and values[1] == 0.25 and values[2] < 0.1
   # What had to stay is the same in target and source, and not in the third.
   kept_db = rules.background(images, asked, sources)["background"]
   assert kept_db[0] > 40 and kept_db[1] == 50 and kept_db[2] < 10
@@ -173,7 +181,7 @@ def test_grades_are_given_by_text_or_by_target():
   source, target = edit()
   score = rules.grades(
     lambda image, text: 0.25 if text == "known" else None,
-    lambda before, right, made: 0.5 + 0.5 * np.array_equal(made, right),
+    lambda text, before, right, made: 0.5 + 0.5 * np.array_equal(made, right),
   )
   asked = [
     protocol.Prompt("known"), protocol.Prompt("?"),
