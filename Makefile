@@ -26,13 +26,17 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test acceptance lint clean
+.PHONY: help demo demo-pipeline test acceptance lint clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/.stamp  ## render data, train, sample, score, write a report (DATA=folder: your images)
 	$(DEMO_BIN)/python -m qi2_jax.demo $(if $(DATA),--data="$(DATA)")
+
+demo-pipeline: .venv/.stamp  ## the same demo, its data made by the whole offline pipeline
+	$(DEMO_BIN)/pip install $(PIP_FLAGS) -e '.[data,synthesis]'
+	$(DEMO_BIN)/python -m qi2_jax.demo --pipeline
 
 test: lint  ## style checks and every fast test
 	@flags="$(FAST_XLA)"; \

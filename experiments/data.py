@@ -12,7 +12,8 @@ Variants, each fed with the folders of the stages before it as inputs:
     stage4   512 and 1024 px: + quality, aesthetics, compression
     stage5   512 to 2048 px
     stage6   for SFT: stricter thresholds, and quotas of categories
-    tiny     64 px with the filters of stage 1, for small pictures and tests
+    tiny     64 px with the filters of stage 1, for small pictures and tests;
+             `python -m data_pipelines.demo_data` makes the demo's data with it
 
 Runs on CPUs; scores of models come from `python -m qi2_jax.score`, else from
 stand-ins that the manifest and the report name. docs/data.md describes the

@@ -3,12 +3,16 @@
 
     python -m qi2_jax.demo
     python -m qi2_jax.demo --data=FOLDER
+    python -m qi2_jax.demo --pipeline
 
 Renders the shapes-and-glyphs data, trains a tiny VAE, pre-trains a tiny
 MMDiT, fine-tunes it on text to image and edits, scores it and writes
 WORKDIR/report.html and WORKDIR/results.json; 7 to 13 minutes on two CPU
 cores. With --data the images and captions of your own folder take the place
-of the rendered data (see data_pipelines/imagefolder.py for its form). Every
+of the rendered data (see data_pipelines/imagefolder.py for its form). With
+--pipeline the shapes, rendered text and edit pairs go through the offline
+pipeline first: filters, captions, buckets (see data_pipelines/demo_data.py;
+needs the extras `data` and `synthesis`, and takes longer). Every
 command is printed, so each can be run by hand. Interrupted, the same command
 continues where it stopped.
 """
@@ -35,7 +39,11 @@ _QUICK_SHAPES = ("--t2i=600", "--edits=400")
 
 
 def plan(
-  workdir: pathlib.Path, data: str | None, held_out: float, quick: bool
+  workdir: pathlib.Path,
+  data: str | None,
+  held_out: float,
+  quick: bool,
+  pipeline: bool = False,
 ) -> list[Phase]:
   """The commands of the demo, in order.
 
@@ -44,15 +52,20 @@ def plan(
     data: folder of the user's images, or None for rendered data.
     held_out: share of the user's images that training does not see.
     quick: smallest configs, to see that everything runs.
+    pipeline: whether the offline pipeline makes the rendered data.
   """
   variant = "tiny" if quick else "demo"
   dataset = f"--config.data.path={workdir}/data"
+  if pipeline:
+    dataset += "/stage/data"
   vae = f"--config.vae.path={workdir}/vae"
 
   # The shapes' prompts are short; people's captions are not, and a folder may
   # hold fewer images of some shape than a batch.
-  text = ("--config.text.length=40",) if data else ()
+  text = ("--config.text.length=40",) if data or pipeline else ()
   few = ("--config.data.repeat_small=True",) if data else ()
+  if pipeline:  # each rare shape would cost a compilation per stage
+    few = (f"--config.data.min_bucket_records={16 if quick else 64}",)
 
   def train(stage: str, *more: str) -> Phase:
     arguments = (
@@ -62,7 +75,9 @@ def plan(
     return Phase(stage, f"Training: {_STAGES[stage]}", arguments)
 
   return [
-    _data_phase(workdir, data, held_out, quick),
+    _pipeline_phase(workdir, quick)
+    if pipeline
+    else _data_phase(workdir, data, held_out, quick),
     train("vae"),
     train("pretrain", vae, *text),
     train("sft", vae, *text, f"--config.init={workdir}/pretrain"),
@@ -82,6 +97,15 @@ def _data_phase(workdir, data, held_out, quick) -> Phase:
   numbers = _QUICK_SHAPES if quick else _SHAPES
   arguments = ("-m", "data_pipelines.shapes", out, *numbers)
   return Phase("data", "Rendering the data", arguments, product)
+
+
+def _pipeline_phase(workdir, quick) -> Phase:
+  product = workdir / "data" / "stage" / "manifest.json"
+  arguments = (
+    "-m", "data_pipelines.demo_data", f"--out={workdir}/data",
+    *(("--quick",) if quick else ()),
+  )  # fmt: skip
+  return Phase("data", "Preparing the data", arguments, product)
 
 
 def _evaluate_phase(workdir, data, quick) -> Phase:
@@ -229,10 +253,13 @@ def demo(
 
 def _define_flags() -> None:
   flags.DEFINE_string(
-    "workdir", None, "Default: runs/demo, or runs/demo-NAME with --data."
+    "workdir", None, "Default: runs/demo, or runs/demo-NAME with options."
   )
   flags.DEFINE_string(
     "data", None, "Folder of your own images with captions; none: rendered."
+  )
+  flags.DEFINE_bool(
+    "pipeline", False, "Send the rendered data through the offline pipeline."
   )
   flags.DEFINE_float(
     "held_out",
@@ -249,14 +276,21 @@ def _define_flags() -> None:
 def main() -> int:
   """Entry point."""
   values = flags.FLAGS
-  name = "demo"
+  name = "demo-pipeline" if values.pipeline else "demo"
+  if values.data and values.pipeline:
+    raise InputError(
+      "--pipeline is for rendered data; send a folder of your own through "
+      "`python -m data_pipelines.run` (docs/data.md)."
+    )
   if values.data:
     folder = pathlib.Path(values.data)
     if not folder.is_dir():
       raise InputError(f"--data folder {folder} does not exist; check it.")
     name = f"demo-{folder.resolve().name}"
   workdir = pathlib.Path(values.workdir or f"runs/{name}")
-  phases = plan(workdir, values.data, values.held_out, values.quick)
+  phases = plan(
+    workdir, values.data, values.held_out, values.quick, values.pipeline
+  )
   return demo(workdir, phases, pictures=24 if values.data else 12)
 
 

@@ -21,10 +21,12 @@ def _flag(arguments, name):
   return found[0].partition("=")[2] if found else None
 
 
-@pytest.mark.parametrize("data", [None, "photos"])
+@pytest.mark.parametrize(
+  "data, pipeline", [(None, False), ("photos", False), (None, True)]
+)
 @pytest.mark.parametrize("quick", [False, True])
-def test_every_command_names_what_exists(data, quick):
-  phases = demo.plan(pathlib.Path("w"), data, 0.1, quick)
+def test_every_command_names_what_exists(data, pipeline, quick):
+  phases = demo.plan(pathlib.Path("w"), data, 0.1, quick, pipeline)
   assert [p.name for p in phases] == [
     "data", "vae", "pretrain", "sft", "evaluate",
   ]  # fmt: skip

@@ -6,7 +6,7 @@ text-to-image sample duplicates another that shows the same target; an edit
 must share the instruction too, because several edits of one photo are alike
 almost everywhere. The two tasks are never compared with each other. With the
 option `same_caption` text-to-image samples must share the caption as well, so
-that an image may have several.
+that an image may have several. A caption that is missing is like no other.
 
 Shapes: N rows, K pairs.
 """
@@ -178,7 +178,12 @@ def _scope(table: pa.Table, options: Mapping[str, Any]) -> np.ndarray:
   caption_N = rules.codes(table, "caption")
   edit_N = rules.numbers(table, "references") > 0
   plain_N = -caption_N - 2 if options.get("same_caption") else -1
-  return np.where(edit_N, caption_N + 1, plain_N)
+  scope_N = np.where(edit_N, caption_N + 1, plain_N)
+  # Captions that nobody has made yet are not known to be the same.
+  waits_N = rules.to_numpy(pc.equal(table["caption"].fill_null("?"), ""))
+  waits_N &= edit_N | bool(options.get("same_caption"))
+  own_N = len(scope_N) + 2 + np.arange(len(scope_N))
+  return np.where(waits_N, own_N, scope_N)
 
 
 def _verdict(

@@ -227,6 +227,18 @@ def test_what_has_no_caption_yet_is_not_judged_by_it():
   assert len(dropped(judge(table, ("e",), e={"min_entropy": 7.5}))) == 2
 
 
+def test_edits_without_an_instruction_yet_are_no_duplicates():
+  same = {"sha256": ["0"] * 6, "references": [1, 1, 1, 1, 0, 0],
+          "task": ["ti2i"] * 4 + ["t2i"] * 2,
+          "caption": ["", "", "turn it", "turn it", "", ""]}  # fmt: skip
+  table = rows(6, pixels=[6, 5, 4, 3, 2, 1], **same)
+  found = dropped(judge(table, ("exact_duplicate",), exact_duplicate={}))
+  assert set(found) == {"r3", "r5"}
+  options = {"same_caption": True}
+  found = dropped(judge(table, ("exact_duplicate",), exact_duplicate=options))
+  assert set(found) == {"r3"}
+
+
 def in_clusters(vectors, count, limit, order=None):
   table = rows(
     len(vectors), embedding=pa.array(list(vectors), pa.list_(pa.float32()))
