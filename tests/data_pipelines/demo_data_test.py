@@ -42,8 +42,10 @@ def test_the_stand_in_answers_with_what_was_drawn(drawn):
       else:
         assert answer == record.caption
     unknown = prepare(encode(every[0]), 1536, Limits()).images
-    with pytest.raises(Failed, match="422"):
-      client(unknown, "Whatever is asked.", 0)
+    other_source = (*unknown, shown[-1])
+    for images in (unknown, other_source):
+      with pytest.raises(Failed, match="422"):
+        client(images, "Whatever is asked.", 0)
 
 
 def test_the_raw_folder_is_as_people_leave_them(drawn, tmp_path):
