@@ -26,6 +26,7 @@ import time
 from absl import app, flags
 
 from data_pipelines.cli import clean_exit
+from data_pipelines.errors import InputError
 from data_pipelines.shapes.__main__ import parse_sizes
 from data_pipelines.synthesis import generate
 from data_pipelines.synthesis.languages import LANGUAGES
@@ -86,6 +87,11 @@ def row_of(strategy: str) -> dict[str, object]:
   short = timed(options(values.count), values.processes)
   long = timed(options(2 * values.count), values.processes)
   wall, cpu, rejected = (b - a for a, b in zip(short, long))
+  if min(wall, cpu) <= 0:
+    raise InputError(
+      "The longer run took less time than the shorter one, so other programs "
+      "disturbed them; raise --count or wait."
+    )
   return {
     "strategy": strategy,
     "samples": values.count,
