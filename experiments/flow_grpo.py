@@ -13,9 +13,9 @@ Variants: `qwen_image_2_1` (a LoRA at 1024 px; needs a pod and a judge in
 --config.optimizer.accumulate=16, v6e-256 accumulate=4, mesh.data=2 and
 mesh.seq=4, see docs/rl.md), `tiny` (the fine-tuned model of `make demo`
 against the rules of shapes and glyphs), `tiny_edits` (the same for edits; it
-gains less) and `smoke` (a few steps of both). What to expect of `tiny`: 8 to 9 minutes on two
-CPU cores, the share of right images on held-out prompts from 0.46 to 0.61 and
-0.62 with two seeds; docs/rl.md says what mattered.
+gains less) and `smoke` (a few steps of both). What to expect of `tiny`: 8 to 9
+minutes on two CPU cores, the share of right images on held-out prompts from
+0.46 to 0.61 and 0.62 with two seeds; docs/rl.md says what mattered.
 
 Rewards (`config.rewards`): exact rules, OCR of the text that the prompt quotes,
 CLIP or SigLIP alignment, an aesthetic head, what an edit must leave alone by
