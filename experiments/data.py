@@ -183,9 +183,10 @@ def _tiny():
   # Shapes are flat and alike: the thresholds of photographs would take most.
   config.filters.entropy.min_entropy = 0.0
   config.filters.edit.min_edit_similarity = None
-  config.filters.perceptual_duplicate.max_phash = 2
-  config.filters.perceptual_duplicate.max_dhash = 2
-  config.filters.perceptual_duplicate.max_colour = 2.0
+  # The same shape a pixel further is another example.
+  config.filters.perceptual_duplicate.max_phash = 0
+  config.filters.perceptual_duplicate.max_dhash = 0
+  config.filters.perceptual_duplicate.max_colour = 0.5
   config.filters.embedding_duplicate.min_cosine = 0.9999
   config.encoding.rgb = "png"
   return config

@@ -32,11 +32,7 @@ def learn(records: Iterable[codec.Record]) -> Truth:
   truth = {}
   for record in records:
     prepared = prepare(codec.encode(record), _LARGEST, Limits())
-    # A caption as found may be the same words; as a sentence it is another.
-    caption = record.caption
-    if not record.references:
-      caption = f"The picture shows {caption}."
-    truth[_key(prepared.images)] = caption
+    truth[_key(prepared.images)] = record.caption
   return truth
 
 
