@@ -10,7 +10,8 @@ then runs the stage `experiments/data.py:tiny`: filters, captions from a local
 server, the mix of captions, buckets. The server is a stand-in that looks up
 what was drawn (`data_pipelines.caption.stand_in`); so are the scores of the
 stage. Captions that are too short for the checks are refused, and pictures
-without any are dropped. Every command is printed. Interrupted, the same command goes on.
+without any are dropped. Every command is printed. Interrupted, the same
+command goes on.
 
     OUT/drawn      the shapes with their truth, a dataset
     OUT/raw        the same as a folder of pictures, the input
