@@ -5,6 +5,7 @@ What needs to know a data set (the rules of shapes and glyphs, and the reader
 of their font) or a folder of weights is put together here.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -28,11 +29,20 @@ def _check(image: np.ndarray, prompt: str) -> dict[str, bool] | None:
   return None if atoms is None else checker.check(image, atoms)
 
 
+# All images of a group have one target, and both rewards ask about it.
+@functools.lru_cache(maxsize=256)
+def _edit_atoms(
+  instruction: str, pixels: bytes, size: tuple[int, ...]
+) -> dict | None:
+  target = np.frombuffer(pixels, np.uint8).reshape(size)
+  return atoms_of_edit(instruction, target)
+
+
 def _check_edit(
   instruction: str, source: np.ndarray, target: np.ndarray, result: np.ndarray
 ) -> tuple[dict[str, bool], float] | None:
   """Rules of an edit's result, and how much of the rest was left alone."""
-  atoms = atoms_of_edit(instruction, target)
+  atoms = _edit_atoms(instruction, target.tobytes(), target.shape)
   if atoms is None:
     return None
   _, kept, _ = checker.edit_scores(source, target, result)
@@ -49,7 +59,7 @@ def _grade_edit(
   instruction: str, source: np.ndarray, target: np.ndarray, result: np.ndarray
 ) -> float | None:
   """How near a result is to the rules and to the one that is right."""
-  atoms = atoms_of_edit(instruction, target)
+  atoms = _edit_atoms(instruction, target.tobytes(), target.shape)
   if atoms is None:
     return None
   near = grader.grade_edit(source, target, result)

@@ -6,20 +6,19 @@ no pixel is promised to stay). Below: the instruction.
 """
 
 import os
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines import images
+from data_pipelines import images, sheet_file
 from data_pipelines.edit_pairs import generate, masks
-from data_pipelines.errors import InputError
 from data_pipelines.filters import pixels
 from data_pipelines.records import Record
 from data_pipelines.synthesis.fonts import Face, faces_of
 from data_pipelines.synthesis.languages import language_of
 from data_pipelines.synthesis.typeset import font_of
+from data_pipelines.text_corpus import layout
 
 _TILE, _GAP, _LINE_HIGH, _LABEL = 132, 8, 17, 92
 _PAGE, _LINES = 1480, 2
@@ -62,22 +61,8 @@ def contact_sheet(
     for strip in row:
       page.paste(strip, (x, y))
       x += strip.width + 3 * _GAP
-  _save(page, pathlib.Path(path))
+  sheet_file.save(page, path)
   return page
-
-
-def _save(page: Image.Image, path: pathlib.Path) -> None:
-  temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-  try:
-    page.save(temporary, format="PNG", optimize=True)
-    os.replace(temporary, path)
-  except OSError as error:
-    raise InputError(
-      f"Contact sheet {path} cannot be written ({error.strerror}); choose "
-      "another path."
-    ) from error
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def _rows(strips: Sequence[Image.Image]):
@@ -115,25 +100,11 @@ def _strip(record: Record, face: Face) -> Image.Image:
     draw.rectangle(box, outline=_EDGE)
     x += tile.width + _GAP
   font = font_of(face, 13)
-  for n, line in enumerate(_broken(record, font, width)[:_LINES]):
+  language = record.provenance["language"]
+  lines = layout.wrap(record.caption, font, width, language)
+  for n, line in enumerate(lines[:_LINES]):
     draw.text((0, _TILE + n * _LINE_HIGH), line, _INK, font)
   return strip
-
-
-def _broken(
-  record: Record, font: ImageFont.FreeTypeFont, width: int
-) -> list[str]:
-  """The instruction in lines; Chinese breaks anywhere."""
-  spaces = record.provenance["language"] == "en"
-  between = " " if spaces else ""
-  lines, line = [], ""
-  for word in record.caption.split(" ") if spaces else record.caption:
-    longer = f"{line}{between}{word}" if line else word
-    if line and font.getlength(longer) > width:
-      lines.append(line)
-      longer = word
-    line = longer
-  return [*lines, line]
 
 
 def _arrow() -> ImageFont.FreeTypeFont:

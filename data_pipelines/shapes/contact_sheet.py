@@ -6,7 +6,7 @@ import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines.errors import InputError
+from data_pipelines import sheet_file
 from data_pipelines.shapes import fonts, generate, render
 
 _COLUMNS = 6
@@ -49,15 +49,7 @@ def contact_sheet(
     for c, (caption, images) in enumerate(tiles):
       left = _LABEL + c * span * cell_w
       _paste_tile(page, (left, top), cell_w, scale, caption, images)
-  temporary = f"{os.fspath(path)}.tmp-{os.getpid()}"
-  try:
-    page.save(temporary, format="PNG")
-    os.replace(temporary, path)
-  except OSError as error:
-    raise InputError(
-      f"Contact sheet {path} cannot be written ({error.strerror}); choose "
-      "another path."
-    ) from error
+  sheet_file.save(page, path)
   return page
 
 

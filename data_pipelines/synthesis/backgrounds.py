@@ -17,6 +17,7 @@ from data_pipelines.synthesis import colours
 KINDS = ("plain", "gradient", "clouds", "stripes", "dots", "grain")
 # WCAG 2.2, success criterion 1.4.3: large text.
 LEAST_CONTRAST = 3.0
+BAD_PHOTO = "background photo is unreadable"
 _PHOTO_CHANCE = 0.5  # where the user gave photos; ours
 # "{}" is the colour, where there is one.
 _NAMES = {

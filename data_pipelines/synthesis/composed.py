@@ -28,6 +28,7 @@ from data_pipelines.synthesis import (
   scenery,
   writing,
 )
+from data_pipelines.synthesis.backgrounds import BAD_PHOTO, LEAST_CONTRAST
 from data_pipelines.synthesis.fonts import Face
 from data_pipelines.synthesis.languages import Language
 from data_pipelines.synthesis.sample import (
@@ -40,8 +41,6 @@ from data_pipelines.synthesis.sample import (
 
 OBJECTS = {**outdoor.OBJECTS, **indoor.OBJECTS}
 PHOTO_CHANCE = 0.4  # of a photo of the user's as the background
-LEAST_CONTRAST = 3.0  # of ink and paper under the light (WCAG, large text)
-BAD_PHOTO = "background photo is unreadable"
 TOO_PALE = "text does not stand out in this light"
 
 

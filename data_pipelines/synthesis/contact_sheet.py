@@ -9,7 +9,6 @@ with `--polygons` the lines of the layout are framed, the first one of each
 sample in another colour.
 """
 
-import io
 import os
 import sys
 import textwrap
@@ -18,8 +17,8 @@ import numpy as np
 from absl import app, flags
 from PIL import Image, ImageDraw
 
+from data_pipelines import sheet_file
 from data_pipelines.cli import clean_exit
-from data_pipelines.errors import InputError
 from data_pipelines.shapes import fonts
 from data_pipelines.synthesis import generate
 from data_pipelines.synthesis.languages import LANGUAGES
@@ -77,7 +76,7 @@ def contact_sheet(
           _label(page, corner, "none: " + found.reason, cell)
         else:
           page.paste(_tile(found, (cell, tall), polygons), corner)
-  _save(page, path)
+  sheet_file.save(_coarse(page), path)
   return page
 
 
@@ -127,25 +126,11 @@ def _label_upright(page: Image.Image, place, text: str) -> None:
   page.paste(strip.transpose(Image.Transpose.ROTATE_90), (left, top))
 
 
-def _save(page: Image.Image, path: str | os.PathLike) -> None:
-  """Writes a PNG in one go."""
-  # 32 steps per channel: half the bytes, and nothing to be seen at this size.
-  coarse = np.rint(np.asarray(page) / (255 / 31)) * (255 / 31)
-  buffer = io.BytesIO()
-  Image.fromarray(np.uint8(coarse)).save(buffer, "PNG", optimize=True)
-  temporary = f"{os.fspath(path)}.tmp-{os.getpid()}"
-  try:
-    with open(temporary, "wb") as file:
-      file.write(buffer.getvalue())
-    os.replace(temporary, path)
-  except OSError as error:
-    raise InputError(
-      f"Contact sheet {path} cannot be written ({error.strerror}); choose "
-      "another path."
-    ) from error
-  finally:
-    if os.path.exists(temporary):
-      os.remove(temporary)
+def _coarse(page: Image.Image) -> Image.Image:
+  """32 steps per channel: half the bytes, nothing to be seen at this size."""
+  return Image.fromarray(
+    np.uint8(np.rint(np.asarray(page) / (255 / 31)) * (255 / 31))
+  )
 
 
 def _define_flags():

@@ -18,6 +18,7 @@ from data_pipelines.synthesis import (
   typeset,
   words,
 )
+from data_pipelines.synthesis.backgrounds import BAD_PHOTO
 from data_pipelines.synthesis.fonts import Face
 from data_pipelines.synthesis.languages import Language
 from data_pipelines.synthesis.sample import (
@@ -33,7 +34,6 @@ FORMS = {"line": 0.2, "paragraph": 0.35, "titled": 0.3, "page": 0.15}
 MOST_TOKENS = 1000
 NO_ROOM = "text has no room"
 NO_CONTRAST = "no colour stands out from the background"
-BAD_PHOTO = "background photo is unreadable"
 _LARGEST = 160  # pixels per em
 _PAGE = (5, 20)  # pixels per em of a page, as the VAE's corpus has them
 _TRIES = 4
