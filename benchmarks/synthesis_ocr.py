@@ -42,7 +42,7 @@ from PIL import Image
 
 from data_pipelines.synthesis import generate, typeset, words
 from data_pipelines.synthesis.languages import LANGUAGES, Language, language_of
-from data_pipelines.synthesis.sample import Rejected
+from data_pipelines.synthesis.sample import Rejected, polygon_of
 from qi2_jax.evaluation.image_metrics import text_similarity
 
 _BARS = {"en": 0.97, "zh": 0.97}
@@ -126,10 +126,9 @@ def clean(language: Language, faces, rng, pixels: int):
   )  # fmt: skip
   picture = Image.new("RGB", _SIZE, "white")
   picture.paste(block.image, (20, 20), block.image)
-  lines = []
-  for line in block.lines:
-    a, b, c, d = (v + 20 for v in line.box)
-    lines.append((line.text, [[a, b], [c, b], [c, d], [a, d]]))
+  lines = [
+    (line.text, polygon_of([v + 20 for v in line.box])) for line in block.lines
+  ]
   return np.asarray(picture), lines
 
 

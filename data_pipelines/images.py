@@ -63,7 +63,7 @@ def from_bytes(data: bytes) -> EncodedImage:
   Raises:
     InputError: the bytes are empty, truncated or not such an image.
   """
-  image = _decode(data)
+  image = decode(data)
   return EncodedImage(data, *image.size, image.mode)
 
 
@@ -73,10 +73,15 @@ def decode_image(image: EncodedImage) -> Image.Image:
   Raises:
     InputError: the bytes are empty, truncated or not an image.
   """
-  return _decode(image.data)
+  return decode(image.data)
 
 
-def _decode(data: bytes) -> Image.Image:
+def decode(data: bytes) -> Image.Image:
+  """`decode_image` of PNG, JPEG or WebP bytes.
+
+  Raises:
+    InputError: see `decode_image`.
+  """
   if not data:
     raise InputError("Empty image (0 bytes); restore the file.")
   try:
@@ -100,3 +105,11 @@ def _to_rgb_or_rgba(image: Image.Image) -> Image.Image:
   # plain convert("RGB") would turn into arbitrary opaque colours.
   mode = "RGBA" if image.has_transparency_data else "RGB"
   return image if image.mode == mode else image.convert(mode)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+  """RGB pixels of an RGB or RGBA image, composited on white."""
+  if image.mode != "RGBA":
+    return image
+  white = Image.new("RGBA", image.size, "white")
+  return Image.alpha_composite(white, image).convert("RGB")

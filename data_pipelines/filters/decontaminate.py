@@ -257,7 +257,7 @@ def _read_images(folder: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
   for path in sorted(folder.rglob("*")):
     if path.suffix.lower() in images.SUFFIXES and path.is_file():
       try:
-        image = images.decode_image(images.from_bytes(path.read_bytes()))
+        image = images.decode(path.read_bytes())
       except InputError as error:
         raise InputError(f"Evaluation image {path}: {error}") from error
       rgb = pixels.on_white(image)

@@ -14,6 +14,8 @@ import imagehash
 import numpy as np
 from PIL import Image
 
+from data_pipelines.images import on_white
+
 THUMB_SIDE = 8
 _BLOCK = 8  # side of a JPEG block
 # Steps between JPEG blocks are small; larger ones are edges of the scene.
@@ -24,14 +26,6 @@ _BLACK, _WHITE = 8, 247
 _HASH_SIDE = 256
 # Edits are compared in cells; smaller ones would show compression.
 _CELL_SIDE, _MIN_CELLS, _MAX_CELLS = 8, 8, 64
-
-
-def on_white(image: Image.Image) -> Image.Image:
-  """RGB pixels of an RGB or RGBA image, composited on white."""
-  if image.mode != "RGBA":
-    return image
-  white = Image.new("RGBA", image.size, "white")
-  return Image.alpha_composite(white, image).convert("RGB")
 
 
 def quality_metrics(luma: Image.Image) -> dict[str, Any]:

@@ -87,14 +87,10 @@ def photo(
   """
   try:
     with open(path, "rb") as file:
-      whole = images.decode_image(images.from_bytes(file.read()))
+      whole = images.on_white(images.decode(file.read()))
   except (OSError, InputError):
     return None
-  if whole.mode == "RGBA":
-    whole = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole)
-  return ImageOps.fit(
-    whole.convert("RGB"), size, Image.Resampling.BICUBIC, centering=where
-  )
+  return ImageOps.fit(whole, size, Image.Resampling.BICUBIC, centering=where)
 
 
 def _painted(kind: str, paper, size, rng) -> Image.Image:

@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image, ImageDraw
 
-from data_pipelines import sheet_file
+from data_pipelines import images, sheet_file
 from data_pipelines.cli import clean_exit
 from data_pipelines.shapes import fonts
 from data_pipelines.synthesis import generate
@@ -93,9 +93,7 @@ def _sample(strategy: str, code: str, k: int, job) -> Sample | Rejected:
 
 def _tile(sample: Sample, size: tuple[int, int], polygons: bool) -> Image.Image:
   """A sample, shrunk; on white if it is transparent."""
-  image = Image.new("RGBA", sample.image.size, "white")
-  image.alpha_composite(sample.image.convert("RGBA"))
-  image = image.convert("RGB")
+  image = images.on_white(sample.image)
   if polygons:
     scale = np.array(size) * _FINE / image.size
     image = image.resize([_FINE * n for n in size], Image.Resampling.LANCZOS)

@@ -63,9 +63,10 @@ def bundled_folder() -> pathlib.Path:
   return pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf")
 
 
-def system_fonts() -> list[str]:
+@functools.lru_cache(maxsize=1)
+def system_fonts() -> tuple[str, ...]:
   """Paths of the installed fonts."""
-  return sorted(font_manager.findSystemFonts())
+  return tuple(sorted(font_manager.findSystemFonts()))
 
 
 @functools.lru_cache(maxsize=64)

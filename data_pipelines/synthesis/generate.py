@@ -2,7 +2,6 @@
 """Writes a dataset of synthetic text; the same whatever the processes."""
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -11,21 +10,20 @@ import importlib
 import io
 import itertools
 import json
-import multiprocessing
 import os
 import pathlib
-import signal
 import sys
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
 import tqdm
 
+from data_pipelines.engine import pool
 from data_pipelines.errors import InputError
 from data_pipelines.images import SUFFIXES, EncodedImage
 from data_pipelines.records import DatasetWriter, Record
+from data_pipelines.sources.items import Unusable
 from data_pipelines.synthesis.fonts import Face, faces_of
 from data_pipelines.synthesis.languages import LANGUAGES, language_of
 from data_pipelines.synthesis.sample import Rejected, Sample
@@ -38,7 +36,7 @@ _WITH_PHOTOS = ("pure", "composed")
 _SMALLEST, _LARGEST = 128, 4096
 _TRIES = 10
 _CHUNK = 8
-_AHEAD = 4
+_SECONDS = 600.0  # of a chunk; nothing takes that long
 _STREAM = 0x7E8C
 
 
@@ -294,37 +292,14 @@ def _made(job: Job, processes: int) -> Iterator[_Made]:
     chunks = map(functools.partial(_chunk, job), starts)
     yield from itertools.chain.from_iterable(chunks)
     return
-  # spawn, because forking a process that runs JAX threads can deadlock.
-  pool = concurrent.futures.ProcessPoolExecutor(
-    processes, multiprocessing.get_context("spawn"), _start, (job,)
-  )
-  # A few chunks per process ahead of the writer, which bounds memory.
-  ahead: collections.deque[concurrent.futures.Future] = collections.deque()
+  workers = pool.Pool(processes)
   try:
-    for start in starts:
-      ahead.append(pool.submit(_chunk_of_process, start))
-      if len(ahead) > _AHEAD * processes:
-        yield from ahead.popleft().result()
-    while ahead:
-      yield from ahead.popleft().result()
-  except BrokenProcessPool as error:
-    raise InputError(
-      "A worker process died (of memory?) or could not start; use fewer "
-      "--processes, and guard a calling script with `if __name__ == "
-      '"__main__":`.'
-    ) from error
+    tasks = ((job, start) for start in starts)
+    for chunk in workers.map(_chunk, tasks, _SECONDS):
+      if isinstance(chunk, Unusable):
+        raise InputError(
+          f"Drawing failed ({chunk}); if memory ran out, use fewer --processes."
+        )
+      yield from chunk
   finally:
-    pool.shutdown(cancel_futures=True)
-
-
-_process: dict[str, Job] = {}
-
-
-def _start(job: Job) -> None:
-  """Once per process: texts may be many. Ctrl-C is for the parent alone."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  _process["job"] = job
-
-
-def _chunk_of_process(start: int) -> list[_Made]:
-  return _chunk(_process["job"], start)
+    workers.close()

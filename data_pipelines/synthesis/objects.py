@@ -107,14 +107,13 @@ def rectangle(left, bottom, right, top, z, colour: Colour) -> Part:
   )
 
 
-def body(low, high, colour: Colour, top: Colour | None = None, sides=None):
+def body(low, high, colour: Colour, sides: Colour | None = None):
   """The six sides of a box with its edges along the axes.
 
   Args:
     low: its smallest x, y, z.
     high: its largest x, y, z.
     colour: of its front and back, and of the rest by default.
-    top: of its top.
     sides: of its left and right.
   """
   (a, b, c), (d, e, f) = low, high
@@ -124,7 +123,7 @@ def body(low, high, colour: Colour, top: Colour | None = None, sides=None):
     (((a, b, f), (d, b, f), (d, b, c), (a, b, c)), colour),  # below
     (((a, e, c), (a, e, f), (a, b, f), (a, b, c)), side),
     (((d, e, f), (d, e, c), (d, b, c), (d, b, f)), side),
-    (((a, e, c), (d, e, c), (d, e, f), (a, e, f)), top or colour),
+    (((a, e, c), (d, e, c), (d, e, f), (a, e, f)), colour),
     (((a, e, f), (d, e, f), (d, b, f), (a, b, f)), colour),
   )
   return tuple(Part(np.array(p, float), c, True) for p, c in faces)

@@ -22,6 +22,7 @@ from data_pipelines.synthesis.backgrounds import BAD_PHOTO
 from data_pipelines.synthesis.fonts import Face
 from data_pipelines.synthesis.languages import Language
 from data_pipelines.synthesis.sample import (
+  NO_ROOM,
   Rejected,
   Sample,
   TextBlock,
@@ -31,8 +32,6 @@ from data_pipelines.synthesis.sample import (
 )
 
 FORMS = {"line": 0.2, "paragraph": 0.35, "titled": 0.3, "page": 0.15}
-MOST_TOKENS = 1000
-NO_ROOM = "text has no room"
 NO_CONTRAST = "no colour stands out from the background"
 _LARGEST = 160  # pixels per em
 _PAGE = (5, 20)  # pixels per em of a page, as the VAE's corpus has them
@@ -120,7 +119,7 @@ def _parts(language: Language, size, rng) -> list[_Part]:
   if form == "page":
     low = max(least, _PAGE[0])
     pixels = int(rng.integers(low, max(low, _PAGE[1]) + 1))
-    return [_Part("body", box, (least, pixels), MOST_TOKENS)]
+    return [_Part("body", box, (least, pixels), words.MOST_TOKENS)]
   # As many small as large ones.
   pixels = round(float(np.exp(rng.uniform(np.log(least), np.log(largest)))))
   tokens = int(rng.integers(10, 300))

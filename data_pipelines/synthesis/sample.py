@@ -11,6 +11,7 @@ from data_pipelines.synthesis.fonts import Face
 from data_pipelines.synthesis.languages import Language
 
 Box = tuple[float, float, float, float]
+NO_ROOM = "text has no room"
 Polygon = Sequence[Sequence[float]]
 
 

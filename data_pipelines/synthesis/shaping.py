@@ -34,18 +34,30 @@ def opened(face: Face) -> hb.Font:
   return font
 
 
-@functools.lru_cache(maxsize=100_000)
-def advance(text: str, face: Face, language: Language) -> float:
-  """Length of a piece of text along its direction, in em, not hinted."""
-  font = opened(face)
+def shaped(text: str, face: Face, direction: str, tag: str) -> hb.Buffer:
+  """Glyphs of a text and their places, in units of the font.
+
+  Args:
+    text: in one direction.
+    face: that draws it.
+    direction: 'ltr', 'rtl' or 'ttb'.
+    tag: of its language, which chooses regional forms.
+  """
   buffer = hb.Buffer()
   buffer.add_str(text)
   buffer.guess_segment_properties()
-  buffer.direction = language.direction
-  buffer.language = language.tag
-  hb.shape(font, buffer)
-  positions = buffer.glyph_positions
+  buffer.direction = direction
+  buffer.language = tag
+  hb.shape(opened(face), buffer)
+  return buffer
+
+
+@functools.lru_cache(maxsize=100_000)
+def advance(text: str, face: Face, language: Language) -> float:
+  """Length of a piece of text along its direction, in em, not hinted."""
+  buffer = shaped(text, face, language.direction, language.tag)
+  positions, upem = buffer.glyph_positions, opened(face).face.upem
   # Columns run towards negative y.
   if language.direction == "ttb":
-    return -sum(p.y_advance for p in positions) / font.face.upem
-  return sum(p.x_advance for p in positions) / font.face.upem
+    return -sum(p.y_advance for p in positions) / upem
+  return sum(p.x_advance for p in positions) / upem

@@ -12,7 +12,6 @@ import numpy as np
 Colour = tuple[float, float, float]
 
 WALLS = ("brick", "plaster", "concrete", "tiles")
-GROUNDS = ("planks", "grass", "asphalt", "tiles")
 DESKS = ("planks", "marble", "cloth", "plaster")
 
 
@@ -58,7 +57,7 @@ def material(name: str, rng: np.random.Generator, side: int = 256):
   """A square of a material, to be laid side by side.
 
   Args:
-    name: of `WALLS`, `GROUNDS` or `DESKS`.
+    name: of `WALLS` or `DESKS`, 'grass' or 'asphalt'.
     rng: decides its colours and grain.
     side: pixels.
 

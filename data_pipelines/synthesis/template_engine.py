@@ -24,11 +24,10 @@ from PIL import Image
 from data_pipelines.synthesis import template_text
 from data_pipelines.synthesis.fonts import Face
 from data_pipelines.synthesis.languages import Language
-from data_pipelines.synthesis.sample import Box
+from data_pipelines.synthesis.sample import NO_ROOM, Box
 from data_pipelines.synthesis.template_text import Ink, Piece
 
 FOLDER = pathlib.Path(__file__).with_name("templates")
-NO_ROOM = "text has no room"
 LEFT_OUT = "text was left out"
 LEAVES_FRAME = "text leaves its frame"
 _MARKS = (

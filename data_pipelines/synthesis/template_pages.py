@@ -8,9 +8,7 @@ from typing import Any
 
 from data_pipelines.synthesis.template_data import PICTURES
 from data_pipelines.synthesis.template_draft import EDGES, Draft
-
-# More than a condition encoder of 1 K tokens takes would be cut off.
-MOST_TOKENS = 1000
+from data_pipelines.synthesis.words import MOST_TOKENS
 
 
 def table(draft: Draft) -> dict[str, Any]:
@@ -105,10 +103,8 @@ def ui(draft: Draft) -> dict[str, Any]:
     "picture": draft.count(0, PICTURES - 1), "first": draft.count(0, 40),
     "title": draft.heading(),
   }  # fmt: skip
-  labels = {
-    "phone": (0, 4), "window": (5, 5), "site": (4, 3), "dialog": (0, 0),
-  }[variant]  # fmt: skip
-  data["menu"] = [draft.label("menu item", 1) for _ in range(labels[0])]
+  entries = {"window": 5, "site": 4}.get(variant, 0)
+  data["menu"] = [draft.label("menu item", 1) for _ in range(entries)]
   if variant == "window":
     data["side"] = [
       draft.label("navigation item") for _ in range(draft.count(4, 6))
@@ -135,7 +131,7 @@ def ui(draft: Draft) -> dict[str, Any]:
       draft.label("button", 1) for _ in range(1 if variant == "phone" else 2)
     ]
   if variant == "phone":
-    data["tabs"] = [draft.label("tab", 1) for _ in range(labels[1])]
+    data["tabs"] = [draft.label("tab", 1) for _ in range(4)]
   return data
 
 

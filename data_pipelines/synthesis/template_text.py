@@ -12,10 +12,9 @@ import functools
 import unicodedata
 
 import regex
-import uharfbuzz as hb
 from fontTools.pens.boundsPen import BoundsPen
 
-from data_pipelines.synthesis import breaking
+from data_pipelines.synthesis import breaking, shaping
 from data_pipelines.synthesis.fonts import Face
 from data_pipelines.synthesis.languages import Language
 
@@ -90,17 +89,11 @@ def _parts(word: str, language: Language) -> list[str] | None:
   return _CHARACTERS.findall(word)
 
 
-@functools.lru_cache(maxsize=64)
-def _font(face: Face) -> tuple[hb.Font, int]:
-  opened = hb.Face(hb.Blob.from_file_path(face.path), face.index)
-  return hb.Font(opened), opened.upem
-
-
 @functools.lru_cache(maxsize=65536)
 def _outline(face: Face, glyph: int) -> tuple[float, ...] | None:
   """Exact bounds in units of the font; HarfBuzz's hold control points too."""
   pen = BoundsPen(None)
-  _font(face)[0].draw_glyph_with_pen(glyph, pen)
+  shaping.opened(face).draw_glyph_with_pen(glyph, pen)
   return pen.bounds
 
 
@@ -114,13 +107,8 @@ def ink(text: str, rtl: bool, face: Face, language: Language) -> Ink:
     face: that draws it.
     language: chooses regional forms.
   """
-  font, upem = _font(face)
-  buffer = hb.Buffer()
-  buffer.add_str(text)
-  buffer.guess_segment_properties()
-  buffer.direction = "rtl" if rtl else "ltr"
-  buffer.language = language.tag
-  hb.shape(font, buffer)
+  upem = shaping.opened(face).face.upem
+  buffer = shaping.shaped(text, face, "rtl" if rtl else "ltr", language.tag)
   x, spans = 0, []
   for info, place in zip(buffer.glyph_infos, buffer.glyph_positions):
     bounds = _outline(face, info.codepoint)

@@ -14,6 +14,9 @@ import numpy as np
 from data_pipelines.synthesis.languages import Language
 from data_pipelines.synthesis.vocabulary import CHINESE_CHARACTERS, WORDS
 
+# More than a condition encoder of 1 K tokens takes would be cut off.
+MOST_TOKENS = 1000
+
 # Between clauses, and at the end of a sentence.
 _COMMA = {"ar": "،", "zh": "，", "zh-vertical": "，", "ja": "、", "th": " "}
 _STOP = {"hi": "।", "zh": "。", "zh-vertical": "。", "ja": "。", "th": ""}

@@ -78,7 +78,7 @@ def write(
     if isinstance(found, Rejected):
       return found
     text, pixels = found
-    written = _set(boxed, region[4], text, pixels, language, face, thing, rng)
+    written = _set(boxed, region[4], text, pixels, language, face, rng)
     if written is None:
       return Rejected(NO_ROOM)
     out.append(written)
@@ -139,14 +139,13 @@ def _fitting(text: str, box, language, face, least: int) -> int | None:
 
 
 def _set(
-  box, role: str, text: str, pixels: int, language, face, thing: Object, rng
+  box, role: str, text: str, pixels: int, language, face, rng
 ) -> Written | None:
   """Sets a text; None if it is cut after all, by a pixel."""
   width, height = box[2] - box[0], box[3] - box[1]
-  ink = tuple(round(255 * v) for v in thing.colours.ink)
   centred = role != "body" or rng.random() < 0.3
   block = typeset.block(
-    text, face, language, pixels, ink, width, height,
+    text, face, language, pixels, (0, 0, 0), width, height,
     "center" if centred else "start",
   )  # fmt: skip
   if not block.complete:
