@@ -17,6 +17,11 @@ def category(reason: str) -> str:
   return reason.partition(" (")[0]
 
 
+def details(reason: str) -> str:
+  """What a reason says about its item."""
+  return reason.partition(" (")[2].rstrip(")")
+
+
 def matches(reason: str, wanted: str) -> bool:
   """Whether a reason is of the category asked for, or 'all' are."""
   return bool(reason) and wanted in ("all", category(reason))

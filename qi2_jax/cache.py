@@ -253,7 +253,9 @@ def _write_lengths(job: Producer, folder: pathlib.Path) -> None:
   counter = captions.counter_of(job.models.conditioner)
   if (folder / lengths.file_name(job.dataset.manifest, counter)).exists():
     return
-  counts = lengths.count_captions(job.dataset, counter, job.threads)
+  counts = lengths.stored_counts(job.dataset, counter)
+  if counts is None:  # token_counts would write into the dataset's folder
+    counts = lengths.count_captions(job.dataset, counter, job.threads)
   lengths.store_counts(folder, job.dataset.manifest, counter, counts)
 
 

@@ -45,11 +45,6 @@ def counter_of(conditioner: Conditioner) -> TokenCounter:
   return TokenCounter(conditioner.prompt_length, name)
 
 
-def counter(task: Task) -> TokenCounter | None:
-  """`counter_of` the task's encoder; None where no caption is read."""
-  return task.conditioner and counter_of(task.conditioner)
-
-
 def measure(data: LoaderConfig, task: Task) -> TokenCounter | None:
   """Has one process measure captions that no run has measured before.
 
@@ -61,9 +56,9 @@ def measure(data: LoaderConfig, task: Task) -> TokenCounter | None:
     task: reads the captions.
 
   Returns:
-    The counter for the loader.
+    The counter for the loader; None where the task reads no caption.
   """
-  found = counter(task)
+  found = task.conditioner and counter_of(task.conditioner)
   if data.text_lengths and found and jax.process_count() > 1:
     distributed.on_first(lambda: _measure(data, found))
   return found

@@ -365,7 +365,7 @@ def _preview(task, data: LoaderConfig, train_state, step: int) -> dict:
 
 
 def _log_size(params, mesh) -> None:
-  count = sum(x.size for x in jax.tree.leaves(params))
+  count = program.elements(params)
   shape = {k: v for k, v in mesh.shape.items() if v > 1}
   device = mesh.devices.flat[0].device_kind
   logging.info(

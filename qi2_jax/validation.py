@@ -59,13 +59,14 @@ def held_out(
     config.data.reference_dropout,
   )  # fmt: skip
   last = dataclasses.replace(data.schedule[-1], start=0)
+  held = dataclasses.replace(
+    data, paths=paths, weights=None, schedule=(last,), seed=_SEED,
+    # Held-out sets are small; a batch with a record twice is still a loss.
+    repeat_small=True,
+  )  # fmt: skip
   loader = Loader(
-    dataclasses.replace(
-      data, paths=paths, weights=None, schedule=(last,), seed=_SEED,
-      # Held-out sets are small; a batch with a record twice is still a loss.
-      repeat_small=True,
-    ),
-    task.transform, *distributed.batch_share(mesh), captions.counter(task),
+    held, task.transform, *distributed.batch_share(mesh),
+    captions.measure(held, task),
   )  # fmt: skip
   logging.info("held-out data:\n%s", loader.report())
   loss = jax.jit(lambda ema, rows, key: task.loss(ema, rows, key)[0])

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipelines import codec
+from data_pipelines.caption import mix
 from data_pipelines.caption import record as records
 from data_pipelines.caption.endpoint import DeadError
 from data_pipelines.caption.prepare import Prepared, prepare
@@ -76,7 +76,7 @@ def run(
   """
   # Rows of other settings are not mixed with those of these.
   same = shards.is_done(folder, stem, fingerprint)
-  known = _known(folder, stem) if retry and same else {}
+  known = mix.by_record(folder, stem) if retry and same else {}
   with shards.write(folder, stem, fingerprint) as shard:
     rows: _Rows = []
     progress = _Progress(f"{folder.name}/{stem}")
@@ -107,14 +107,6 @@ def _check_failed(
     f"example {next(r for r in failed if r.startswith(reason))!r}; look at "
     "the captioner, or raise the limit."
   )
-
-
-def _known(folder: pathlib.Path, stem: str) -> dict[str, _Rows]:
-  """The rows that are there, by record."""
-  found: dict[str, _Rows] = {}
-  for row in pq.read_table(folder / f"{stem}.parquet").to_pylist():
-    found.setdefault(row["id"], []).append(row)
-  return found
 
 
 def _rows(

@@ -183,8 +183,14 @@ def load(
   """The captions of a shard by record; None if none are mixed in."""
   if not any(weights["kinds"].values()):
     return None
+  return by_record(out / FOLDER, stem)
+
+
+def by_record(
+  folder: pathlib.Path, stem: str
+) -> dict[str, list[dict[str, Any]]]:
+  """The rows of a shard of captions by record."""
   found: dict[str, list[dict[str, Any]]] = {}
-  path = out / FOLDER / f"{stem}.parquet"
-  for row in pq.read_table(path).to_pylist():
+  for row in pq.read_table(folder / f"{stem}.parquet").to_pylist():
     found.setdefault(row["id"], []).append(row)
   return found

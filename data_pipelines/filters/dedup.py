@@ -133,6 +133,12 @@ def _expand(
     start = stop
 
 
+def unit(embedding_ND: np.ndarray) -> np.ndarray:
+  """Rows of length 1, float32; a row of zeros stays."""
+  norm_N1 = np.linalg.norm(embedding_ND, axis=1, keepdims=True)
+  return (embedding_ND / np.maximum(norm_N1, 1e-12)).astype(np.float32)
+
+
 def embedding_pairs(embedding_ND: np.ndarray, min_cosine: float) -> np.ndarray:
   """All pairs of at least this cosine, by blocked matrix products.
 
@@ -145,8 +151,7 @@ def embedding_pairs(embedding_ND: np.ndarray, min_cosine: float) -> np.ndarray:
   Returns:
     [K, 2] row numbers, the smaller first.
   """
-  norm_N = np.linalg.norm(embedding_ND, axis=1, keepdims=True)
-  unit_ND = (embedding_ND / np.maximum(norm_N, 1e-12)).astype(np.float32)
+  unit_ND = unit(embedding_ND)
   found = [np.zeros((0, 2), np.int64)]
   for start in range(0, len(unit_ND), _EMBEDDING_BLOCK):
     block_BD = unit_ND[start : start + _EMBEDDING_BLOCK]

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipelines.errors import InputError
-from data_pipelines.filters import clusters, duplicates, rules
+from data_pipelines.filters import clusters, dedup, duplicates, rules
 
 OPTIONS = {"column", "max_count", "shares", "clusters"}
 # As `column`: groups of similar images, found among the embeddings.
@@ -73,9 +73,9 @@ def judge(
   """
   column = options.get("column") or "kind"
   rows = np.flatnonzero(alive_N)
-  order = np.argsort(duplicates.hash_order(table, seed)[rows], kind="stable")
+  hashes = duplicates.hash_order(table, seed)[rows]
+  rows = rows[np.argsort(hashes, kind="stable")]
   if column == CLUSTER:
-    rows, order = rows[order], np.arange(len(rows))
     values = _clusters(table, rows, options["clusters"], seed)
   else:
     values = [str(v) for v in table[column].take(rows).to_pylist()]
@@ -86,7 +86,7 @@ def judge(
   drop_N, value_N, threshold_N = rules.empty(table.num_rows)
   detail = {}
   for name, quota in quotas.items():
-    members = rows[order[names[order] == name]]
+    members = rows[names == name]
     value_N[members] = np.arange(1, len(members) + 1)
     threshold_N[members] = quota
     drop_N[members[quota:]] = True
@@ -101,9 +101,8 @@ def _clusters(
 ) -> list[str]:
   """Names of the clusters of rows, which are in the order of their hashes."""
   vector_ND = duplicates.vectors(table, rows)
-  length_N1 = np.linalg.norm(vector_ND, axis=1, keepdims=True)
-  unit_ND = vector_ND / np.maximum(length_N1, 1e-12)
-  return [str(n + 1) for n in clusters.cluster(unit_ND, count, seed)]
+  found_N = clusters.cluster(dedup.unit(vector_ND), count, seed)
+  return [str(n + 1) for n in found_N]
 
 
 def find_quotas(

@@ -180,7 +180,7 @@ def _scope(table: pa.Table, options: Mapping[str, Any]) -> np.ndarray:
   plain_N = -caption_N - 2 if options.get("same_caption") else -1
   scope_N = np.where(edit_N, caption_N + 1, plain_N)
   # Captions that nobody has made yet are not known to be the same.
-  waits_N = rules.to_numpy(pc.equal(table["caption"].fill_null("?"), ""))
+  waits_N = rules.uncaptioned(table)
   waits_N &= edit_N | bool(options.get("same_caption"))
   own_N = len(scope_N) + 2 + np.arange(len(scope_N))
   return np.where(waits_N, own_N, scope_N)

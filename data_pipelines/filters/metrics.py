@@ -8,6 +8,7 @@ import pyarrow as pa
 from PIL import Image
 
 from data_pipelines import codec
+from data_pipelines.edit_pairs import masks
 from data_pipelines.filters import encoded, pixels, text
 
 # Columns of OUT/measure; all but the first six describe the target.
@@ -98,7 +99,7 @@ def _misleading(record: codec.Record) -> dict[str, Any]:
   """
   mask = record.provenance.get("mask")
   scope = mask.get("scope") if isinstance(mask, dict) else None
-  if scope not in ("part", "whole", "redrawn"):
+  if scope not in masks.SCOPES:
     return {}
   return {"entropy": None, "edit_change": None, "edit_similarity": None}
 

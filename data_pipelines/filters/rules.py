@@ -151,8 +151,13 @@ def judged(table: pa.Table, bound: Bound) -> np.ndarray:
   if bound.task:
     judged_N &= to_numpy(pc.equal(table["task"], bound.task))
   if bound.column in _OF_CAPTIONS and "caption" in table.column_names:
-    judged_N &= to_numpy(pc.not_equal(table["caption"].fill_null("?"), ""))
+    judged_N &= ~uncaptioned(table)
   return judged_N
+
+
+def uncaptioned(table: pa.Table) -> np.ndarray:
+  """[N] bool: rows of which nobody has made the caption yet."""
+  return to_numpy(pc.equal(table["caption"].fill_null("?"), ""))
 
 
 def broken(table: pa.Table) -> Verdict:

@@ -65,13 +65,9 @@ def token_counts(
   Raises:
     InputError: a feature cache has no such counts.
   """
-  path = dataset.path / file_name(dataset.manifest, counter)
-  try:
-    counts = np.load(path)
-    if counts.shape == (len(dataset),) and counts.dtype == np.int32:
-      return counts
-  except (OSError, ValueError, EOFError):  # absent or cut: counted again
-    pass
+  counts = stored_counts(dataset, counter)
+  if counts is not None:
+    return counts
   if isinstance(dataset, FeatureDataset):
     # A row tells no caption where its record's image is damaged, so counts
     # made from rows could differ from those of the dataset.
@@ -89,6 +85,18 @@ def token_counts(
       file=sys.stderr,
     )
   return counts
+
+
+def stored_counts(
+  dataset: Dataset | FeatureDataset, counter: TokenCounter
+) -> np.ndarray | None:
+  """`token_counts` from the folder; None where they are absent or cut."""
+  try:
+    counts = np.load(dataset.path / file_name(dataset.manifest, counter))
+  except (OSError, ValueError, EOFError):
+    return None
+  whole = counts.shape == (len(dataset),) and counts.dtype == np.int32
+  return counts if whole else None
 
 
 def count_captions(

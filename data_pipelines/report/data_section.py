@@ -6,7 +6,7 @@ import html
 
 import numpy as np
 
-from data_pipelines import records
+from data_pipelines import reasons, records
 from data_pipelines.filters import rules
 from data_pipelines.report import charts, sheets
 from data_pipelines.report.results import Results
@@ -96,7 +96,7 @@ def buckets(results: Results) -> str:
   mask = np.array([id in ids for id in results.table["id"].to_pylist()], bool)
   sample = results.sample(mask, _LOST)
   labels = {
-    row: ids[results.table["id"][row].as_py()].partition(" (")[2].rstrip(")")
+    row: reasons.details(ids[results.table["id"][row].as_py()])
     for row in sample
   }
   pictures = sheets.sheet(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data_pipelines import reasons
+from data_pipelines.engine import materialise
 from data_pipelines.filters import rules
 from data_pipelines.report import charts, costs, sheets
 from data_pipelines.report.results import Results
@@ -48,11 +49,13 @@ def funnel(results: Results, spent: Mapping[str, float]) -> str:
       f"{1000 / cost:,.0f}" if cost else "",
     ])  # fmt: skip
   left = int(results.passed().sum())
-  for name, status in (("no caption", "uncaptioned"), ("bucket", "dropped")):
+  # Pictures that fit no bucket are found last.
+  for status, name in reversed(materialise.DROPPED.items()):
     lost = sum(row["status"] == status for row in results.buckets)
     # What cannot be decoded again is lost in the last step too.
-    kept = int(results.kept().sum()) if name == "bucket" else left - lost
-    if lost or (results.buckets and name == "bucket"):
+    last = status == "dropped"
+    kept = int(results.kept().sum()) if last else left - lost
+    if lost or (results.buckets and last):
       share = lost / max(left, 1)
       rows.append([
         f'<a href="#bucket">{name}</a>', f"{left:,}", f"{kept:,}",

@@ -50,7 +50,7 @@ def plan(path: pathlib.Path, prefix: str, size: int) -> list[Part]:
   except (OSError, pa.ArrowException):
     # Reading says what is wrong, and the file is accounted for.
     return [Part("table", os.fspath(path), prefix, 0, 1, digest(state(path)))]
-  _image_column(metadata.schema.to_arrow_schema(), path)
+  image_column(metadata.schema.to_arrow_schema(), path)
   return [
     Part(
       "table", os.fspath(path), prefix, group, group + 1,
@@ -63,7 +63,7 @@ def plan(path: pathlib.Path, prefix: str, size: int) -> list[Part]:
 def has_images(path: pathlib.Path) -> bool:
   """Whether a Parquet file holds images; a damaged one might."""
   try:
-    _image_column(pq.read_schema(path), path)
+    image_column(pq.read_schema(path), path)
   except InputError:
     return False
   except (OSError, pa.ArrowException):
@@ -71,7 +71,12 @@ def has_images(path: pathlib.Path) -> bool:
   return True
 
 
-def _image_column(schema: pa.Schema, path: pathlib.Path) -> str:
+def image_column(schema: pa.Schema, path: pathlib.Path) -> str:
+  """Name of the column with the encoded images.
+
+  Raises:
+    InputError: there is none.
+  """
   for name in IMAGES:
     if name in schema.names and _is_image(schema.field(name).type):
       return name
@@ -93,7 +98,7 @@ def read(part: Part, limits: Limits) -> Iterator[Entry]:
   name = printable(path.name)
   try:
     with pq.ParquetFile(path) as file:
-      image = _image_column(file.schema_arrow, path)
+      image = image_column(file.schema_arrow, path)
       first = sum(
         file.metadata.row_group(group).num_rows for group in range(part.start)
       )

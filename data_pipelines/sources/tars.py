@@ -74,24 +74,20 @@ def _cuts(path: pathlib.Path, size: int) -> list[dict[str, Any]]:
   cuts: list[dict[str, Any]] = []
   seen: dict[str, int] = {}
   count = 0
-  group: set[str] = set()
   here: set[str] = set()  # keys of the part
-  key = None
   try:
     with path.open("rb") as file:
-      for member_key, extension, member in _headers(file):
-        if not group or member_key != key or extension in group:
-          if count and count % size == 0:
-            cuts.append({"offset": member.offset, "seen": {}})
-            here = set()
-          if cuts and member_key in seen and member_key not in here:
-            cuts[-1]["seen"][member_key] = seen[member_key]
-          here.add(member_key)
-          seen[member_key] = seen.get(member_key, 0) + 1
-          count += 1
-          group = set()
-        key = member_key
-        group.add(extension)
+      for first, key, _, member in _headers(file):
+        if not first:
+          continue
+        if count and count % size == 0:
+          cuts.append({"offset": member.offset, "seen": {}})
+          here = set()
+        if cuts and key in seen and key not in here:
+          cuts[-1]["seen"][key] = seen[key]
+        here.add(key)
+        seen[key] = seen.get(key, 0) + 1
+        count += 1
   except _DAMAGED:
     pass  # the part that reads it says so
   return cuts
@@ -108,9 +104,10 @@ def read(part: Part, limits: Limits) -> Iterator[Entry]:
   key = last = None
   error = None
   try:
-    for member_key, extension, content in _members(path, cut["offset"], limits):
-      # The same extension again starts another sample of that name.
-      if group and (member_key != key or extension in group):
+    for first, member_key, extension, content in _members(
+      path, cut["offset"], limits
+    ):
+      if first and group:
         yield _entry(part, name, key, group, seen)
         group = {}
         left -= 1
@@ -131,18 +128,23 @@ def read(part: Part, limits: Limits) -> Iterator[Entry]:
 
 def _members(
   path: pathlib.Path, offset: int, limits: Limits
-) -> Iterator[tuple[str, str, bytes | Unusable]]:
-  """Key, extension and content of every member that belongs to a sample."""
+) -> Iterator[tuple[bool, str, str, bytes | Unusable]]:
+  """As `_headers`, with the content of every member."""
   with _open(path) as file:
     file.seek(offset)
-    for key, extension, member in _headers(file):
-      yield key, extension, _content(file, member, limits)
+    for first, key, extension, member in _headers(file):
+      yield first, key, extension, _content(file, member, limits)
 
 
 def _headers(
   file: IO[bytes],
-) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-  """Key and extension of the members of samples, from the file's position."""
+) -> Iterator[tuple[bool, str, str, tarfile.TarInfo]]:
+  """Members of samples, from the file's position on.
+
+  Yields:
+    Whether it is the first of its sample, key, extension, header.
+  """
+  last, extensions = None, set()
   with tarfile.open(fileobj=file, mode="r:") as tar:
     for member in tar:
       base = os.path.basename(member.name)
@@ -150,7 +152,13 @@ def _headers(
       if member.isdir() or not dot or not stem or stem.startswith("__"):
         continue
       key = printable(os.path.join(os.path.dirname(member.name), stem))
-      yield key, extension.lower(), member
+      extension = extension.lower()
+      # The same extension again starts another sample of that name.
+      first = key != last or extension in extensions
+      if first:
+        last, extensions = key, set()
+      extensions.add(extension)
+      yield first, key, extension, member
       tar.members.clear()  # tarfile keeps the header of every member
     # tarfile takes a damaged header for the end; the end is a block of zeros.
     file.seek(tar.offset)
