@@ -25,9 +25,8 @@ import time
 
 from absl import app, flags
 
-from data_pipelines.cli import clean_exit
+from data_pipelines.cli import clean_exit, parse_sizes
 from data_pipelines.errors import InputError
-from data_pipelines.shapes.__main__ import parse_sizes
 from data_pipelines.synthesis import generate
 from data_pipelines.synthesis.languages import LANGUAGES
 

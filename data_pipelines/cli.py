@@ -53,3 +53,17 @@ def exclusive(out: pathlib.Path) -> Iterator[None]:
         f"Another run is writing to {out}; wait for it or end it."
       ) from error
     yield
+
+
+def parse_sizes(texts: list[str]) -> tuple[tuple[int, int], ...]:
+  """Parses ['64x64', '96x64'] to ((width, height), ...)."""
+  sizes = []
+  for text in texts:
+    width, _, height = text.partition("x")
+    try:
+      sizes.append((int(width), int(height)))
+    except ValueError as error:
+      raise InputError(
+        f"Size {text!r} is not WIDTHxHEIGHT; write it like 96x64."
+      ) from error
+  return tuple(sizes)

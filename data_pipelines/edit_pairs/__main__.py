@@ -18,11 +18,10 @@ mask of a record at any size.
 
 from absl import app, flags
 
-from data_pipelines.cli import clean_exit
+from data_pipelines.cli import clean_exit, parse_sizes
 from data_pipelines.edit_pairs import generate, instructions
 from data_pipelines.edit_pairs.contact_sheet import contact_sheet
 from data_pipelines.edit_pairs.supply import Rules
-from data_pipelines.shapes.__main__ import parse_sizes
 
 _SIZES = ("512x512", "608x416", "416x608", "672x384", "384x672")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
+from data_pipelines.edit_pairs import colours
 from data_pipelines.edit_pairs.pair import Name
 
 COLOURS: dict[Name, tuple[int, int, int]] = {
@@ -58,15 +59,15 @@ def recolour(
   # Shade scales the colour; light moves it towards white.
   dark = colour * np.minimum(light_HW1, 1)
   share = np.clip((light_HW1 - 1) * 0.6, 0, 1)
-  return _bytes(dark + (255 - dark) * share)
+  return colours.to_bytes(dark + (255 - dark) * share)
 
 
 def brighten(rgb_HWC: np.ndarray, gain: float) -> np.ndarray:
   """Values times `gain`; the brightest stay below white, so detail stays."""
   values = rgb_HWC.astype(np.float32) / 255
   if gain <= 1:
-    return _bytes(values * gain * 255)
-  return _bytes((1 - (1 - values) ** gain) * 255)
+    return colours.to_bytes(values * gain * 255)
+  return colours.to_bytes((1 - (1 - values) ** gain) * 255)
 
 
 def gold(rgb_HWC, inside_HW, rng) -> np.ndarray:
@@ -120,7 +121,7 @@ def _shading(rgb_HWC: np.ndarray, inside_HW: np.ndarray) -> np.ndarray:
 
 def _lit(base_HWC, rgb_HWC, inside_HW) -> np.ndarray:
   light = np.clip(_shading(rgb_HWC, inside_HW), 0.25, 1.5)
-  return _bytes(base_HWC * light[..., None])
+  return colours.to_bytes(base_HWC * light[..., None])
 
 
 def _metal(rgb_HWC, inside_HW, rng, ends) -> np.ndarray:
@@ -130,14 +131,10 @@ def _metal(rgb_HWC, inside_HW, rng, ends) -> np.ndarray:
   bands = np.sin(slope * 9 + float(rng.uniform(0, 6)) + light * 4) * 0.5 + 0.5
   share = np.clip(0.75 * bands + 0.3 * light - 0.15, 0, 1)[..., None]
   low, high = (np.asarray(end, np.float32) for end in ends)
-  return _bytes(low + (high - low) * share)
+  return colours.to_bytes(low + (high - low) * share)
 
 
 def _field(shape: tuple[int, int], rng, cells: int) -> np.ndarray:
   """[H, W] float32, smooth, -1 to 1."""
   grid = rng.uniform(-1, 1, (cells + 2, cells + 2)).astype(np.float32)
   return cv2.resize(grid, shape[::-1], interpolation=cv2.INTER_CUBIC)
-
-
-def _bytes(values_HWC: np.ndarray) -> np.ndarray:
-  return np.clip(np.rint(values_HWC), 0, 255).astype(np.uint8)

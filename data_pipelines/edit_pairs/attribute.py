@@ -77,10 +77,11 @@ def _in_place(supply: Supply, rng: np.random.Generator) -> Pair:
   )
   pixels = before.copy()
   pixels[inside, :3] = after[inside]
-  slots = {"thing": picture.region_name, **slots}
+  name = picture.name or OBJECT
+  slots = {"thing": name, **slots}
   return Pair(
     operation, (picture.image,), Image.fromarray(pixels), inside, slots,
-    {**parameters, "thing": picture.region_name.en},
+    {**parameters, "thing": name.en},
   )  # fmt: skip
 
 

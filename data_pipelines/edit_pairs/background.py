@@ -42,9 +42,9 @@ def draw(supply: Supply, rng: np.random.Generator) -> Pair:
       operation, references = "background_from", (source, second.image)
     else:
       operation, slots["place"] = "background", second.name
-  return Pair(
-    operation, references, target, _behind(item, supply.size), slots, parameters
-  )
+  # Wherever the background shows, if only a little.
+  change_HW = ~scene.footprint([item], supply.size, least=255)
+  return Pair(operation, references, target, change_HW, slots, parameters)
 
 
 def _in_front(thing, size, rng) -> scene.Placed:
@@ -53,13 +53,3 @@ def _in_front(thing, size, rng) -> scene.Placed:
   scale = min(1.0, fill * size[1] / h, fill * size[0] / w)
   base = size[1] * float(rng.uniform(0.9, 0.98))
   return scene.put(thing, thing.image, scale, "middle", base, size)
-
-
-def _behind(item: scene.Placed, size: tuple[int, int]) -> np.ndarray:
-  """bool [H, W]: wherever the background shows, if only a little."""
-  change = np.ones((size[1], size[0]), bool)
-  opaque = np.asarray(item.image.getchannel("A")) == 255
-  rows = slice(item.y, item.y + opaque.shape[0])
-  view = change[rows, item.x : item.x + opaque.shape[1]]
-  view &= ~opaque[: view.shape[0], : view.shape[1]]
-  return change

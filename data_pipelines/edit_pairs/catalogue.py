@@ -29,9 +29,9 @@ from data_pipelines.errors import InputError
 from data_pipelines.images import SUFFIXES
 from data_pipelines.sources import datasets, tables
 from data_pipelines.sources.items import (
-  CAPTION_FIELDS,
   Limits,
   Unusable,
+  caption_of,
   kept_fields,
   printable,
   read_file,
@@ -185,9 +185,7 @@ def load(source: Source, limits: Limits) -> Loaded:
     Unusable: it is missing, damaged, no image or over a limit.
   """
   data, mask, fields = _READ[source.kind](source, limits)
-  caption = next(
-    (fields[n] for n in CAPTION_FIELDS if isinstance(fields.get(n), str)), ""
-  )
+  caption, _ = caption_of(fields)
   return Loaded(
     encoded=decoding.probe(data, limits),
     mask=mask,
@@ -252,8 +250,8 @@ def _read_row(source: Source, limits: Limits):
     text = str(error).splitlines()[0]
     raise Unusable(f"damaged Parquet file ({text})") from error
   fields = row.to_pylist()[0]
-  name = next(n for n in tables.IMAGES if n in fields)
-  item = tables.load_row({"text": "", **fields}, name, source.id, limits)
+  name = tables.image_column(file.schema_arrow, pathlib.Path(source.path))
+  item = tables.load_row(fields, name, source.id, limits)
   mask = fields.get("mask")
   mask = mask.get("bytes") if isinstance(mask, dict) else mask
   return item.target, mask if isinstance(mask, bytes) else None, fields

@@ -47,3 +47,13 @@ def shown(image: Image.Image) -> np.ndarray | None:
     return None
   alpha_HW = np.asarray(image.getchannel("A"))
   return None if alpha_HW.min() == 255 else alpha_HW > 0
+
+
+def to_bytes(values: np.ndarray) -> np.ndarray:
+  """uint8 of floats from 0 to 255; others are clipped."""
+  return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def grey(luma_HW: np.ndarray) -> np.ndarray:
+  """[H, W, 3] of one channel."""
+  return np.repeat(luma_HW[..., None], 3, axis=-1)

@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from data_pipelines.edit_pairs import colours
+
 Damage = tuple[np.ndarray, dict[str, Any], np.ndarray | None]
 
 
@@ -43,14 +45,14 @@ def gaussian_noise(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Damage:
   """Independent noise of one strength."""
   sigma = round(float(rng.uniform(12, 60)), 1)
   noise = rng.standard_normal(rgb_HWC.shape, np.float32) * sigma
-  return _bytes(rgb_HWC + noise), {"sigma": sigma}, None
+  return colours.to_bytes(rgb_HWC + noise), {"sigma": sigma}, None
 
 
 def poisson_noise(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Damage:
   """Shot noise, as of few photons."""
   photons = round(float(np.exp(rng.uniform(np.log(6), np.log(60)))), 1)
   counts = rng.poisson(rgb_HWC / 255 * photons)
-  return _bytes(counts * (255 / photons)), {"photons": photons}, None
+  return colours.to_bytes(counts * (255 / photons)), {"photons": photons}, None
 
 
 def motion_blur(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Damage:
@@ -87,7 +89,7 @@ def low_light(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Damage:
   dark = 255 * gain * (rgb_HWC / 255) ** gamma
   noise = rng.standard_normal(rgb_HWC.shape, np.float32) * sigma
   parameters = {"gain": gain, "gamma": gamma, "sigma": sigma}
-  return _bytes(dark + noise), parameters, None
+  return colours.to_bytes(dark + noise), parameters, None
 
 
 def fade(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Damage:
@@ -98,14 +100,14 @@ def fade(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Damage:
   pale = grey + colour * (rgb_HWC - grey)
   tint = np.array([236.0, 222.0, 188.0])
   faded = contrast * pale + (1 - contrast) * tint
-  return _bytes(faded), {"contrast": contrast, "colour": colour}, None
+  return colours.to_bytes(faded), {"contrast": contrast, "colour": colour}, None
 
 
 def grey(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Damage:
   """Colour is lost."""
   del rng
   luma = cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY)
-  return np.repeat(luma[..., None], 3, axis=-1), {}, None
+  return colours.grey(luma), {}, None
 
 
 def haze(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Damage:
@@ -115,7 +117,7 @@ def haze(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Damage:
   thick = np.linspace(max(high, low + 0.2), low, height)[:, None, None]
   light = int(rng.integers(205, 245))
   fog = rgb_HWC * (1 - thick) + light * thick
-  return _bytes(fog), {"near": low, "far": high, "light": light}, None
+  return colours.to_bytes(fog), {"near": low, "far": high, "light": light}, None
 
 
 def rain(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Damage:
@@ -131,7 +133,7 @@ def rain(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Damage:
     ends = np.round(np.stack([start, start + step])).astype(int).tolist()
     cv2.line(streaks, ends[0], ends[1], int(rng.integers(110, 220)), 1)
   alpha = streaks[..., None] / 255
-  wet = _bytes(rgb_HWC * (1 - alpha) + 225 * alpha)
+  wet = colours.to_bytes(rgb_HWC * (1 - alpha) + 225 * alpha)
   parameters = {"streaks": count, "angle": round(angle, 1)}
   return wet, parameters, streaks > 0
 
@@ -192,7 +194,7 @@ def old_photo(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Damage:
   faded, first, _ = fade(rgb_HWC, rng)
   sigma = round(float(rng.uniform(5, 15)), 1)
   grain = rng.standard_normal((*rgb_HWC.shape[:2], 1), np.float32) * sigma
-  worn, second, _ = scratches(_bytes(faded + grain), rng)
+  worn, second, _ = scratches(colours.to_bytes(faded + grain), rng)
   return worn, {**first, "sigma": sigma, **second}, None
 
 
@@ -219,7 +221,3 @@ def _share(
 ) -> float:
   """Pixels that are a random share of the shorter side, at least 2."""
   return max(2.0, min(rgb_HWC.shape[:2]) * float(rng.uniform(low, high)))
-
-
-def _bytes(values_HWC: np.ndarray) -> np.ndarray:
-  return np.clip(np.rint(values_HWC), 0, 255).astype(np.uint8)

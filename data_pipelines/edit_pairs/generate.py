@@ -265,7 +265,7 @@ def make(
 
 def _check(pair: Pair) -> None:
   """Compares the bytes that will be stored with what the mask promises."""
-  first = pair.references[pair.reference]
+  first = pair.references[0]
   differing_HW = masks.differing(first, pair.target)
   if not differing_HW.any():
     raise Unusable("the edit changed nothing")
@@ -286,7 +286,7 @@ def _record(
     language = options.languages[0]
   caption = instructions.write(pair.operation, language, pair.slots, rng)
   if pair.change_HW is not None:
-    mask = masks.encode(pair.change_HW, pair.reference)
+    mask = masks.encode(pair.change_HW)
   else:
     mask = {"scope": "redrawn" if pair.redrawn else "whole"}
   exact = pair.change_HW is not None

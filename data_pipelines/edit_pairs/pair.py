@@ -38,7 +38,6 @@ class Picture:
     caption: of the input; '' if it has none.
     name: what it shows, if there is a short name for that.
     region_HW: bool, an object in it; None if nobody marked one.
-    region_name: what that object is called.
     kept: fields of the input's own metadata, such as its licence.
   """
 
@@ -47,7 +46,6 @@ class Picture:
   caption: str = ""
   name: Name | None = None
   region_HW: np.ndarray | None = None
-  region_name: Name = OBJECT
   kept: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -76,11 +74,10 @@ class Pair:
     operation: a key of `instructions.TEMPLATES`.
     references: what the edit starts from, in order.
     target: its result.
-    change_HW: bool, where the target may differ from one reference; None if
-      it may everywhere.
+    change_HW: bool, where the target may differ from the first reference;
+      None if it may everywhere.
     slots: what the instruction says of this very edit.
     parameters: plain JSON, exact.
-    reference: the one that `change_HW` speaks of.
     redrawn: whether the target need not resemble its references at all.
     language: 'en' or 'zh' if only that will do.
   """
@@ -91,6 +88,5 @@ class Pair:
   change_HW: np.ndarray | None = None
   slots: dict[str, Name | str] = dataclasses.field(default_factory=dict)
   parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
-  reference: int = 0
   redrawn: bool = False
   language: str | None = None

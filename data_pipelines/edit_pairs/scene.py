@@ -101,11 +101,13 @@ def render(background: Image.Image, placed: Sequence[Placed]) -> Image.Image:
   return canvas.convert(background.mode)
 
 
-def footprint(placed: Sequence[Placed], size: tuple[int, int]) -> np.ndarray:
-  """bool [H, W]: pixels of a canvas of `size` that the cut-outs touch."""
+def footprint(
+  placed: Sequence[Placed], size: tuple[int, int], least: int = 1
+) -> np.ndarray:
+  """bool [H, W]: pixels of a canvas of `size` with an alpha of at least so."""
   touched = np.zeros((size[1], size[0]), bool)
   for item in placed:
-    alpha = np.asarray(item.image.getchannel("A")) > 0
+    alpha = np.asarray(item.image.getchannel("A")) >= least
     rows = slice(item.y, item.y + alpha.shape[0])
     columns = slice(item.x, item.x + alpha.shape[1])
     view = touched[rows, columns]

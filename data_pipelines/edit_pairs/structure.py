@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data_pipelines.edit_pairs import scene
+from data_pipelines.edit_pairs import colours, scene
 from data_pipelines.edit_pairs.pair import Pair, Picture
 from data_pipelines.edit_pairs.supply import Supply
 from data_pipelines.filters import pixels
@@ -63,7 +63,7 @@ def edges(rgb_HWC: np.ndarray, rng: np.random.Generator):
   high = float(np.quantile(np.abs(steps[0]) + np.abs(steps[1]), share))
   high = round(max(high, 20.0), 1)
   found = cv2.Canny(grey, high * 0.4, high)
-  return _grey(found), {"low": round(high * 0.4, 1), "high": high}
+  return colours.grey(found), {"low": round(high * 0.4, 1), "high": high}
 
 
 def line_art(rgb_HWC: np.ndarray, rng: np.random.Generator):
@@ -73,13 +73,13 @@ def line_art(rgb_HWC: np.ndarray, rng: np.random.Generator):
   near = cv2.GaussianBlur(grey, (0, 0), sigma)
   far = cv2.GaussianBlur(grey, (0, 0), sigma * 2.2)
   dark = np.clip((far - near - 1.5) * 22, 0, 255)
-  return _grey((255 - dark).astype(np.uint8)), {"sigma": sigma}
+  return colours.grey((255 - dark).astype(np.uint8)), {"sigma": sigma}
 
 
 def grey(rgb_HWC: np.ndarray, rng: np.random.Generator):
   """Luma."""
   del rng
-  return _grey(cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY)), {}
+  return colours.grey(cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY)), {}
 
 
 def regions(rgb_HWC: np.ndarray, rng: np.random.Generator):
@@ -120,7 +120,7 @@ def depth(placed: list[scene.Placed], size: tuple[int, int]) -> np.ndarray:
   for item in sorted(placed, key=lambda item: item.y + item.image.height):
     base = min(height, item.y + item.image.height)
     levels[scene.footprint([item], size)] = 60 + round(base / height * 190)
-  return _grey(levels)
+  return colours.grey(levels)
 
 
 def _scene_with_depth(supply: Supply, rng: np.random.Generator):
@@ -140,7 +140,3 @@ def _palette(count: int, rng: np.random.Generator) -> np.ndarray:
   hsv = np.stack([hue, np.full(count, 190, np.uint8), value], axis=-1)
   rgb = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0]
   return rgb[rng.permutation(count)]
-
-
-def _grey(luma_HW: np.ndarray) -> np.ndarray:
-  return np.repeat(luma_HW[..., None], 3, axis=-1)

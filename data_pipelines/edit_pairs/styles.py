@@ -13,6 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from data_pipelines.edit_pairs import colours
+
 Styled = tuple[np.ndarray, dict[str, Any]]
 
 
@@ -21,8 +23,8 @@ def sketch(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Styled:
   sigma = round(float(rng.uniform(0.008, 0.025)) * min(rgb_HWC.shape[:2]), 1)
   luma = cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY).astype(np.float32)
   blurred = cv2.GaussianBlur(luma, (0, 0), sigma)
-  pencil = _bytes(255 * ((luma + 1) / (blurred + 1)) ** 1.8)
-  return np.repeat(pencil[..., None], 3, axis=-1), {"sigma": sigma}
+  pencil = colours.to_bytes(255 * ((luma + 1) / (blurred + 1)) ** 1.8)
+  return colours.grey(pencil), {"sigma": sigma}
 
 
 def watercolour(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Styled:
@@ -36,7 +38,7 @@ def watercolour(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Styled:
   grain = rng.standard_normal(luma.shape, np.float32)
   grain = cv2.GaussianBlur(grain, (0, 0), 1.2) * 10
   light = 255 - (255 - wash.astype(np.float32)) * 0.82
-  return _bytes(light - 0.5 * rim[..., None] + grain[..., None]), {
+  return colours.to_bytes(light - 0.5 * rim[..., None] + grain[..., None]), {
     "passes": passes
   }
 
@@ -48,15 +50,15 @@ def oil(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Styled:
   level = cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY).astype(int) * levels // 256
   best = np.zeros(level.shape, np.float32)
   paint = np.zeros(rgb_HWC.shape, np.float32)
-  colours = rgb_HWC.astype(np.float32)
+  rgb = rgb_HWC.astype(np.float32)
   for k in range(levels):
     here = (level == k).astype(np.float32)
     count = cv2.boxFilter(here, -1, side)
-    total = cv2.boxFilter(colours * here[..., None], -1, side)
+    total = cv2.boxFilter(rgb * here[..., None], -1, side)
     more = count > best
     paint[more] = total[more] / count[more][:, None]
     best[more] = count[more]
-  return _bytes(paint), {"radius": radius, "levels": levels}
+  return colours.to_bytes(paint), {"radius": radius, "levels": levels}
 
 
 def cartoon(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Styled:
@@ -77,15 +79,15 @@ def sepia(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Styled:
   """Brown as of an old print."""
   del rng
   luma = cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY)[..., None] / 255
-  return _bytes(255 * luma ** np.array([0.72, 0.95, 1.35])), {}
+  return colours.to_bytes(255 * luma ** np.array([0.72, 0.95, 1.35])), {}
 
 
 def black_and_white(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Styled:
   """Grey with a little more contrast."""
   contrast = round(float(rng.uniform(1.0, 1.4)), 2)
   luma = cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY).astype(np.float32)
-  luma = _bytes(127.5 + contrast * (luma - 127.5))
-  return np.repeat(luma[..., None], 3, axis=-1), {"contrast": contrast}
+  luma = colours.to_bytes(127.5 + contrast * (luma - 127.5))
+  return colours.grey(luma), {"contrast": contrast}
 
 
 def posterise(rgb_HWC: np.ndarray, rng: np.random.Generator) -> Styled:
@@ -153,8 +155,4 @@ def _quantise(rgb_HWC: np.ndarray, levels: int) -> np.ndarray:
 
 
 def _gains(rgb_HWC: np.ndarray, gains: tuple[float, ...]) -> np.ndarray:
-  return _bytes(rgb_HWC * np.array(gains))
-
-
-def _bytes(values_HWC: np.ndarray) -> np.ndarray:
-  return np.clip(np.rint(values_HWC), 0, 255).astype(np.uint8)
+  return colours.to_bytes(rgb_HWC * np.array(gains))

@@ -217,10 +217,7 @@ class Supply:
     if same:
       self._originals.append((image, loaded.encoded))
     named = loaded.name if loaded.name != OBJECT else None
-    return Picture(
-      image, source.id, loaded.caption, named,
-      region, loaded.name, loaded.kept,
-    )  # fmt: skip
+    return Picture(image, source.id, loaded.caption, named, region, loaded.kept)
 
   def _bucket(self, size: tuple[int, int]) -> Bucket:
     """Where a picture goes: the first one of a pair decides the size."""

@@ -11,7 +11,7 @@ import sys
 
 from absl import app, flags
 
-from data_pipelines.cli import clean_exit
+from data_pipelines.cli import clean_exit, parse_sizes
 from data_pipelines.errors import InputError
 from data_pipelines.shapes import vocabulary as vocab
 from data_pipelines.shapes.contact_sheet import contact_sheet
@@ -39,20 +39,6 @@ def _define_flags():
   flags.DEFINE_integer(
     "workers", 0, "Processes; 0: one per CPU.", lower_bound=0
   )
-
-
-def parse_sizes(texts: list[str]) -> tuple[tuple[int, int], ...]:
-  """Parses ['64x64', '96x64'] to ((width, height), ...)."""
-  sizes = []
-  for text in texts:
-    width, _, height = text.partition("x")
-    try:
-      sizes.append((int(width), int(height)))
-    except ValueError as error:
-      raise InputError(
-        f"Size {text!r} is not WIDTHxHEIGHT; write it like 96x64."
-      ) from error
-  return tuple(sizes)
 
 
 def parse_mixture(texts: list[str]) -> dict[str, float]:

@@ -11,8 +11,7 @@ Chinese needs a font: one that is installed, or --font_zh=PATH.
 
 from absl import app, flags
 
-from data_pipelines.cli import clean_exit
-from data_pipelines.shapes.__main__ import parse_sizes
+from data_pipelines.cli import clean_exit, parse_sizes
 from data_pipelines.text_corpus import generate, layout
 
 
